@@ -1,0 +1,99 @@
+//! Diagnostics to stderr that never block, fail or panic: what stderr can't take is dropped.
+
+use std::io::{self, Write};
+use std::sync::mpsc::{self, SyncSender};
+use std::thread;
+use std::time::Duration;
+
+use tracing::error;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// Lines that may wait for stderr.
+const QUEUE: usize = 256;
+
+/// How long [`Diagnostics::flush`] waits for stderr.
+const FLUSH: Duration = Duration::from_millis(500);
+
+/// The way to stderr.
+#[derive(Clone, Debug)]
+pub struct Diagnostics {
+    queue: SyncSender<Message>,
+}
+
+#[derive(Debug)]
+enum Message {
+    Line(Vec<u8>),
+    Flush(SyncSender<()>),
+}
+
+impl Diagnostics {
+    /// Sends this process's tracing events that pass `filter`, and its panics, to stderr.
+    ///
+    /// # Errors
+    /// The operating system's, if it has no thread to give.
+    pub fn start(filter: Targets) -> io::Result<Self> {
+        let (queue, messages) = mpsc::sync_channel(QUEUE);
+        thread::Builder::new()
+            .name("diagnostics".to_owned())
+            .spawn(move || {
+                for message in messages {
+                    match message {
+                        Message::Line(line) => {
+                            let _ = io::stderr().write_all(&line);
+                        }
+                        Message::Flush(flushed) => {
+                            let _ = flushed.send(());
+                        }
+                    }
+                }
+            })?;
+        let diagnostics = Self { queue };
+        let layer = tracing_subscriber::fmt::layer()
+            .without_time()
+            .with_target(false)
+            .with_writer(diagnostics.clone());
+        tracing_subscriber::registry()
+            .with(layer.with_filter(filter))
+            .init();
+        std::panic::set_hook(Box::new(|panic| {
+            error!(
+                panic = panic.to_string(),
+                "a defect of the receiver; please report it"
+            );
+        }));
+        Ok(diagnostics)
+    }
+
+    /// Waits until stderr has what was sent so far, or for half a second.
+    pub fn flush(&self) {
+        let (flushed, done) = mpsc::sync_channel(1);
+        let queue = self.queue.clone();
+        // The queue may be full, and only a blocking send waits for a place in it.
+        let sent = thread::Builder::new().spawn(move || queue.send(Message::Flush(flushed)));
+        if sent.is_ok() {
+            let _ = done.recv_timeout(FLUSH);
+        }
+    }
+}
+
+impl Write for Diagnostics {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let _ = self.queue.try_send(Message::Line(line.to_vec()));
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Diagnostics {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}

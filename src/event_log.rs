@@ -1,0 +1,217 @@
+//! Verified events to stdout, one line each; an event counts as logged once its bytes are written.
+//!
+//! A thread of its own does the writing, so that a reader of stdout that stalls stalls nothing
+//! else. It writes what has queued up meanwhile with one call and then answers all of it.
+//!
+//! Three rules keep the stream whole whatever fails:
+//! - a line that has been begun is finished before another is begun;
+//! - an event whose bytes were not all written is never reported as logged;
+//! - an event whose sender no longer waits is not begun: it comes again.
+
+use std::borrow::Cow;
+use std::io::{self, ErrorKind, Write};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use serde::de::IgnoredAny;
+use serde_json::Value;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::{Instant, timeout};
+
+use crate::refusal::Refusal;
+use crate::verify::VerifiedEvent;
+
+/// How long an event may wait for stdout: half of the 10 s in which the sender wants its answer
+/// ("Best practices").
+pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Bytes of bodies that may be in memory at once, on their way from a socket to stdout.
+pub const ROOM: usize = 32 * 1024 * 1024;
+
+/// What an event costs in room beside its body.
+const OVERHEAD: usize = 1024;
+
+/// The writer stops adding lines to a batch that has reached this many bytes.
+const BATCH: usize = 64 * 1024;
+
+/// Where verified events go.
+#[derive(Debug)]
+pub struct EventLog {
+    queue: mpsc::Sender<Entry>,
+    room: Arc<Semaphore>,
+}
+
+/// Room for one event, to be had before its body is read.
+#[derive(Debug)]
+pub struct Room {
+    permit: OwnedSemaphorePermit,
+    patience: Duration,
+}
+
+/// The thread that writes. It ends when its [`EventLog`] is dropped.
+#[derive(Debug)]
+pub struct Writer {
+    ended: oneshot::Receiver<()>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    event: VerifiedEvent,
+    outcome: oneshot::Sender<Result<(), ErrorKind>>,
+    _room: OwnedSemaphorePermit,
+}
+
+impl EventLog {
+    /// Starts a thread that writes to `out`, which should not buffer.
+    ///
+    /// # Errors
+    /// The operating system's, if it has no thread to give.
+    pub fn start(out: impl Write + Send + 'static) -> io::Result<(Self, Writer)> {
+        let (queue, entries) = mpsc::channel();
+        let (alive, ended) = oneshot::channel();
+        thread::Builder::new()
+            .name("event-log".to_owned())
+            .spawn(move || {
+                // Dropped however the thread ends, a panic included.
+                let _alive = alive;
+                write_events(out, &entries);
+            })?;
+        let room = Arc::new(Semaphore::new(ROOM));
+        Ok((Self { queue, room }, Writer { ended }))
+    }
+
+    /// Waits for room for a body of at most `length` bytes.
+    ///
+    /// # Errors
+    /// [`Refusal::StalledStdout`] if there is none within [`PATIENCE`].
+    pub async fn room(&self, length: usize) -> Result<Room, Refusal> {
+        let permits = u32::try_from(length + OVERHEAD).map_err(|_| Refusal::LargeBody)?;
+        let waiting = Instant::now();
+        let permit = timeout(PATIENCE, Arc::clone(&self.room).acquire_many_owned(permits))
+            .await
+            .map_err(|_| Refusal::StalledStdout)?
+            .map_err(|_| Refusal::StalledStdout)?;
+        Ok(Room {
+            permit,
+            patience: PATIENCE.saturating_sub(waiting.elapsed()),
+        })
+    }
+
+    /// Writes an event's line to stdout; returns once its last byte is written.
+    ///
+    /// # Errors
+    /// [`Refusal::Unwritten`] if a write failed first, [`Refusal::StalledStdout`] if that took
+    /// longer than what the wait for room left of [`PATIENCE`]. The line may still appear, whole.
+    pub async fn append(&self, room: Room, event: VerifiedEvent) -> Result<(), Refusal> {
+        let (outcome, written) = oneshot::channel();
+        let gone = Refusal::Unwritten(ErrorKind::Other);
+        self.queue
+            .send(Entry {
+                event,
+                outcome,
+                _room: room.permit,
+            })
+            .map_err(|_| gone)?;
+        match timeout(room.patience, written).await {
+            Ok(Ok(outcome)) => outcome.map_err(Refusal::Unwritten),
+            Ok(Err(_)) => Err(gone),
+            Err(_) => Err(Refusal::StalledStdout),
+        }
+    }
+}
+
+impl Writer {
+    /// Waits for the thread's end, which comes when the [`EventLog`] is dropped, or by a panic.
+    pub async fn ended(&mut self) {
+        // Nothing is ever sent: the sender's drop is the message.
+        let _ = (&mut self.ended).await;
+    }
+}
+
+fn write_events(mut out: impl Write, entries: &mpsc::Receiver<Entry>) {
+    // Begins with the rest of a line that an earlier write has begun, if `begun`.
+    let mut lines = Vec::new();
+    let mut begun = false;
+    let mut waiting = Vec::new();
+    while let Ok(entry) = entries.recv() {
+        let mut next = Some(entry);
+        while let Some(Entry { event, outcome, .. }) = next {
+            if !outcome.is_closed() {
+                push_line(&mut lines, event.body());
+                waiting.push((lines.len(), outcome));
+            }
+            next = if lines.len() < BATCH {
+                entries.try_recv().ok()
+            } else {
+                None
+            };
+        }
+        let (written, result) = write(&mut out, &lines);
+        for (end, outcome) in waiting.drain(..) {
+            // A sender that has given up meanwhile needs no answer.
+            let _ = outcome.send(if end <= written { Ok(()) } else { result });
+        }
+        begun = lines[..written].last().map_or(begun, |&last| last != b'\n');
+        let end = lines.iter().skip(written).position(|&byte| byte == b'\n');
+        match end {
+            Some(end) if begun => {
+                lines.truncate(written + end + 1);
+                lines.drain(..written);
+            }
+            _ => lines.clear(),
+        }
+        lines.shrink_to(BATCH);
+    }
+    // The last chance of a line that has been begun; nobody waits for it any more.
+    let _ = write(&mut out, &lines);
+}
+
+/// Writes as much as can be written; returns how much, and why not all.
+fn write(out: &mut impl Write, bytes: &[u8]) -> (usize, Result<(), ErrorKind>) {
+    let mut written = 0;
+    while written < bytes.len() {
+        match out.write(&bytes[written..]) {
+            Ok(0) => return (written, Err(ErrorKind::WriteZero)),
+            Ok(count) => written += count,
+            Err(error) => match error.kind() {
+                ErrorKind::Interrupted => {}
+                // Somebody who shares the pipe made it non-blocking: wait as a blocking one would.
+                ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(5)),
+                kind => return (written, Err(kind)),
+            },
+        }
+    }
+    (written, Ok(()))
+}
+
+/// Appends the line of an event: JSON, whatever the body is.
+///
+/// A body that is JSON stays as it is, byte for byte, but for line breaks between its tokens and
+/// for the control characters that JSON leaves raw and a terminal may obey. Any other body becomes
+/// one JSON string: text as it is, other bytes as `hex:` and their hexadecimal digits.
+fn push_line(lines: &mut Vec<u8>, body: &[u8]) {
+    let line = match str::from_utf8(body) {
+        Ok(text) if is_json(text) => Cow::Borrowed(text),
+        Ok(text) if !text.starts_with("hex:") => Cow::Owned(Value::from(text).to_string()),
+        _ => Cow::Owned(Value::from(format!("hex:{}", hex::encode(body))).to_string()),
+    };
+    let mut rest = &*line;
+    while let Some(at) = rest.find(|c| matches!(c, '\n' | '\r' | '\u{80}'..='\u{9f}')) {
+        let (plain, from) = rest.split_at(at);
+        lines.extend_from_slice(plain.as_bytes());
+        let mut from = from.chars();
+        match from.next() {
+            // A control character that is not ASCII stands inside a string, where JSON can escape it.
+            Some(c) if !c.is_ascii() => lines.extend(format!("\\u{:04x}", u32::from(c)).bytes()),
+            _ => lines.push(b' '),
+        }
+        rest = from.as_str();
+    }
+    lines.extend_from_slice(rest.as_bytes());
+    lines.push(b'\n');
+}
+
+fn is_json(text: &str) -> bool {
+    serde_json::from_str::<IgnoredAny>(text).is_ok()
+}
