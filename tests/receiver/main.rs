@@ -1,0 +1,15 @@
+//! The receiver's promises, over real sockets against the real process.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+#![allow(
+    clippy::too_many_lines,
+    reason = "a table of cases is as long as its cases"
+)]
+#![allow(unreachable_pub, reason = "one binary, whose modules are its own")]
+
+mod accepted;
+mod helpers;
+mod protocol;
+mod refused;
+mod start_and_stop;
+mod vectors;

@@ -1,0 +1,294 @@
+//! How the receiver starts, or says why not, and how it stops.
+
+use std::fs;
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+
+use crate::helpers::{EVENT, PROGRAM, Receiver, SECRET, SOON, event};
+
+/// Starts a receiver that must end by itself; its stderr.
+fn cannot_start(change: impl FnOnce(&mut Command) -> &mut Command) -> String {
+    let mut command = Command::new(PROGRAM);
+    command
+        .env_clear()
+        .env("DT_SIGNATURE_SECRET", SECRET)
+        .env("PORT", "0")
+        .stdin(Stdio::null());
+    change(&mut command);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(stderr.lines().count(), 1, "one line: {stderr}");
+    assert!(
+        !stderr.contains(SECRET) && !stderr.contains("panicked"),
+        "{stderr}"
+    );
+    stderr
+}
+
+#[test]
+fn a_bad_environment_is_said_in_one_line() {
+    type Change = fn(&mut Command) -> &mut Command;
+    let not_utf8 = std::ffi::OsStr::from_bytes(b"test-secret\xff");
+    let set = "heroku config:set DT_SIGNATURE_SECRET=…";
+    let cases: [(Change, &str, &str); 8] = [
+        (
+            |c| c.env_remove("DT_SIGNATURE_SECRET"),
+            "DT_SIGNATURE_SECRET is not set",
+            set,
+        ),
+        (
+            |c| c.env("DT_SIGNATURE_SECRET", ""),
+            "DT_SIGNATURE_SECRET is empty",
+            set,
+        ),
+        (|c| c.env("PORT", ""), "PORT is empty", "8080"),
+        (
+            |c| c.env("PORT", "eighty"),
+            "PORT is \"eighty\"",
+            "0 to 65535",
+        ),
+        (
+            |c| c.env("PORT", "99999"),
+            "PORT is \"99999\"",
+            "0 to 65535",
+        ),
+        (
+            |c| c.env("RUST_LOG", "loud"),
+            "RUST_LOG is \"loud\"",
+            "config:unset RUST_LOG",
+        ),
+        (
+            |c| c.env("RUST_LOG", ""),
+            "RUST_LOG is empty",
+            "config:unset RUST_LOG",
+        ),
+        (
+            |c| c.env("RUST_LOG", "off").env("PORT", "x"),
+            "PORT is \"x\"",
+            "0 to 65535",
+        ),
+    ];
+    for (change, problem, remedy) in cases {
+        let stderr = cannot_start(change);
+        assert!(stderr.starts_with(&format!("ERROR {problem}")), "{stderr}");
+        assert!(stderr.contains(remedy), "{stderr}");
+    }
+    for variable in ["DT_SIGNATURE_SECRET", "PORT", "RUST_LOG"] {
+        let stderr = cannot_start(|command| command.env(variable, not_utf8));
+        assert!(
+            stderr.starts_with(&format!("ERROR {variable} is not UTF-8; ")),
+            "{stderr}"
+        );
+    }
+}
+
+#[test]
+fn a_port_in_use_is_said_in_one_line() {
+    for taken in [
+        TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)),
+        TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)),
+    ] {
+        // A machine may have no IPv6.
+        let Ok(taken) = taken else { continue };
+        let port = taken.local_addr().unwrap().port();
+        for filter in ["info", "off"] {
+            let stderr = cannot_start(|command| {
+                command
+                    .env("PORT", port.to_string())
+                    .env("RUST_LOG", filter)
+            });
+            assert!(
+                stderr.starts_with(&format!("ERROR PORT {port} cannot be listened on: ")),
+                "{stderr}"
+            );
+            assert!(stderr.contains("set PORT to a free one"), "{stderr}");
+        }
+    }
+}
+
+#[test]
+fn it_listens_on_ipv4_and_ipv6() {
+    let receiver = Receiver::start();
+    let port = receiver.address.port();
+    crate::helpers::Client::connect((Ipv4Addr::LOCALHOST, port).into())
+        .ask(&event(EVENT))
+        .assert_ok();
+    if TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() {
+        crate::helpers::Client::connect((Ipv6Addr::LOCALHOST, port).into())
+            .ask(&event(EVENT))
+            .assert_ok();
+    }
+}
+
+#[test]
+fn the_port_is_8080_unless_set() {
+    // Where somebody else has it, the error says so as well.
+    let mut command = Command::new(PROGRAM);
+    command.env_clear().env("DT_SIGNATURE_SECRET", SECRET);
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let stderr = crate::helpers::Output::of(child.stderr.take().unwrap());
+    stderr.wait_for("8080");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn diagnostics_can_be_filtered_and_events_cannot() {
+    let receiver = Receiver::start();
+    let port = receiver.address.port();
+    drop(receiver);
+    for (filter, quiet) in [("off", true), ("error", true), ("warn", false)] {
+        let mut command = Command::new(PROGRAM);
+        command
+            .env_clear()
+            .env("DT_SIGNATURE_SECRET", SECRET)
+            .env("PORT", port.to_string())
+            .env("RUST_LOG", filter)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
+        let address = (Ipv4Addr::LOCALHOST, port).into();
+        let begun = Instant::now();
+        while std::net::TcpStream::connect(address).is_err() {
+            assert!(begun.elapsed() < SOON);
+        }
+        let mut client = crate::helpers::Client::connect(address);
+        client
+            .ask(b"POST / HTTP/1.1\r\nHost: a\r\n\r\n")
+            .assert(400, "Could not verify request.");
+        client.ask(&event(EVENT)).assert_ok();
+        nix::sys::signal::kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success());
+        assert_eq!(crate::helpers::lines(&output.stdout), [EVENT]);
+        assert_eq!(output.stderr.is_empty(), quiet, "{filter}: {output:?}");
+    }
+}
+
+#[test]
+fn the_procfile_runs_as_on_a_dyno() {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let procfile = fs::read_to_string(format!("{root}/Procfile")).unwrap();
+    let (process, line) = procfile.trim_end().split_once(": ").unwrap();
+    assert_eq!(process, "web");
+
+    let app = tempfile::tempdir().unwrap();
+    fs::create_dir_all(app.path().join("target/release")).unwrap();
+    let program = app.path().join("target/release/data-connector-receiver");
+    std::os::unix::fs::symlink(PROGRAM, program).unwrap();
+    let port = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", line])
+        .current_dir(app.path())
+        .env_clear()
+        .envs([
+            ("DT_SIGNATURE_SECRET", SECRET),
+            ("PORT", &port.to_string()),
+            ("DYNO", "web.1"),
+        ])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0);
+    let receiver = Receiver::run(command);
+    assert_eq!(receiver.address.port(), port);
+    receiver.post(EVENT).assert_ok();
+    // Heroku signals every process of the dyno, and may do so twice.
+    let group = Pid::from_raw(receiver.child.id().cast_signed());
+    killpg(group, Signal::SIGTERM).unwrap();
+    let _ = killpg(group, Signal::SIGTERM);
+    // The exit code is sh's, which may die of the signal; the receiver's last word is its own.
+    let stopped = receiver.wait();
+    assert!(
+        stopped
+            .stderr
+            .ends_with("stopped logged=1 refused=0 failed=0\n")
+    );
+    assert_eq!(stopped.lines(), [EVENT]);
+}
+
+#[test]
+fn it_says_what_it_did_when_it_stops() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let receiver = Receiver::start();
+        let port = receiver.address.port();
+        receiver.post(EVENT).assert_ok();
+        receiver
+            .client()
+            .ask(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            .assert(405, "Method not allowed.");
+        receiver.signal(signal);
+        let stopped = receiver.wait();
+        assert_eq!(stopped.status.code(), Some(0));
+        assert_eq!(stopped.lines(), [EVENT]);
+        let lines: Vec<&str> = stopped.stderr.lines().collect();
+        assert_eq!(lines[0], format!(" INFO listening on [::]:{port}"));
+        assert_eq!(
+            lines[2..],
+            [
+                " INFO stopping",
+                " INFO stopped logged=1 refused=1 failed=0"
+            ]
+        );
+    }
+}
+
+#[test]
+fn a_request_in_flight_gets_its_200_whatever_signals_come() {
+    for signals in [
+        vec![Signal::SIGTERM],
+        vec![Signal::SIGINT, Signal::SIGTERM, Signal::SIGTERM],
+    ] {
+        let receiver = Receiver::start();
+        let mut client = receiver.client();
+        let request = event(EVENT);
+        let (begin, rest) = request.split_at(request.len() - 100);
+        client.send(begin);
+        // Another connection's answer shows that the first one's bytes have been read.
+        receiver.post(b"1").assert_ok();
+        for signal in signals {
+            receiver.signal(signal);
+            receiver.stderr.wait_for("stopping");
+        }
+        client.send(rest);
+        client.answer().assert_ok();
+        let stopped = receiver.wait();
+        assert_eq!(stopped.status.code(), Some(0));
+        assert_eq!(stopped.lines(), [b"1", EVENT]);
+    }
+}
+
+#[test]
+fn idle_connections_do_not_hold_up_the_end() {
+    let receiver = Receiver::start();
+    let silent = receiver.client();
+    let mut used = receiver.client();
+    used.ask(&event(EVENT)).assert_ok();
+    let stopped = receiver.stop();
+    assert_eq!(stopped.status.code(), Some(0));
+    assert!(
+        stopped.took < Duration::from_secs(2),
+        "took {:?}",
+        stopped.took
+    );
+    drop((silent, used));
+}
