@@ -24,7 +24,7 @@ use tracing::warn;
 /// waiting longest makes room for it.
 pub const MAX_CONNECTIONS: usize = 1024;
 
-/// The longest head of a request, in bytes.
+/// The most that a connection may send before a head is whole, in bytes.
 pub const MAX_HEAD: usize = 16 * 1024;
 
 /// How long a request may take to arrive whole, from its first byte. The sender gives up at 10 s
@@ -44,7 +44,10 @@ const LINGER: Duration = Duration::from_millis(500);
 const READ: usize = 4 * 1024;
 
 /// How long to wait when the operating system has no connection to give.
-const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// How long one line says so.
+const QUIET: Duration = Duration::from_secs(10);
 
 /// Accepts connections within the limits.
 #[derive(Debug)]
@@ -53,6 +56,7 @@ pub struct Listener {
     slots: Arc<Semaphore>,
     /// The connections that wait for a head, the longest waiting first.
     waiting: Arc<Notify>,
+    complained: Option<Instant>,
 }
 
 /// A connection within its limits.
@@ -93,7 +97,18 @@ impl Listener {
             socket,
             slots,
             waiting: Arc::default(),
+            complained: None,
         })
+    }
+
+    fn complain(&mut self, error: &io::Error) {
+        if self
+            .complained
+            .is_none_or(|complained| complained.elapsed() >= QUIET)
+        {
+            self.complained = Some(Instant::now());
+            warn!("cannot accept connections: {error}; is the limit of open files too low?");
+        }
     }
 
     async fn slot(&self) -> Option<OwnedSemaphorePermit> {
@@ -122,9 +137,7 @@ impl axum::serve::Listener for Listener {
                     );
                 }
                 Err(error) => {
-                    warn!(
-                        "cannot accept connections: {error}; is the limit of open files too low?"
-                    );
+                    self.complain(&error);
                     self.waiting.notify_one();
                     sleep(PAUSE).await;
                 }

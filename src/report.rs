@@ -61,27 +61,36 @@ impl Report {
         }
     }
 
-    /// A second has passed: says how much the last lines left out.
+    /// A second has passed: says how much the lines left out.
     pub fn tick(&self) {
-        let left_out = self.refused.renew();
-        if left_out > 0 {
-            warn!("{left_out} more requests were refused within the second");
-        }
+        self.renew_refused();
         if self
             .seconds
             .fetch_add(1, Relaxed)
             .is_multiple_of(FAILED_SECONDS)
         {
-            let left_out = self.failed.renew();
-            if left_out > 0 {
-                error!("{left_out} more events were not logged within {FAILED_SECONDS} s");
-            }
+            self.renew_failed();
+        }
+    }
+
+    fn renew_refused(&self) {
+        let left_out = self.refused.renew();
+        if left_out > 0 {
+            warn!("{left_out} more requests were refused");
+        }
+    }
+
+    fn renew_failed(&self) {
+        let left_out = self.failed.renew();
+        if left_out > 0 {
+            error!("{left_out} more events were not logged");
         }
     }
 
     /// The counts since the start, in one line.
     pub fn sum_up(&self) {
-        self.tick();
+        self.renew_refused();
+        self.renew_failed();
         info!(
             logged = self.logged.load(Relaxed),
             refused = self.refused.total.load(Relaxed),

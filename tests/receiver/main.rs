@@ -5,11 +5,19 @@
     clippy::too_many_lines,
     reason = "a table of cases is as long as its cases"
 )]
+#![allow(
+    clippy::print_stderr,
+    reason = "a test says what it skips and measures"
+)]
 #![allow(unreachable_pub, reason = "one binary, whose modules are its own")]
 
 mod accepted;
+mod connections;
 mod helpers;
 mod protocol;
 mod refused;
 mod start_and_stop;
+mod stderr_faults;
+mod stdout_faults;
+mod under_load;
 mod vectors;

@@ -1,0 +1,250 @@
+//! Clients without the secret can't stall the receiver, nor make it grow.
+
+use std::io::Write;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use data_connector_receiver::listener::{MAX_CONNECTIONS, MAX_HEAD};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use crate::helpers::{Client, EVENT, Receiver, event, post, token};
+
+/// Lets this process have as many descriptors as it may, so that it can hold every connection.
+fn many_descriptors() -> bool {
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let enough = most > 3 * MAX_CONNECTIONS as u64;
+    if enough {
+        setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+    } else {
+        eprintln!(
+            "skipped: this takes a limit of over {} open files",
+            3 * MAX_CONNECTIONS
+        );
+    }
+    enough
+}
+
+/// How long a connection lives that sends one more byte a second; none if it is over `limit`.
+fn drip(mut client: Client, first: &[u8], drip: &[u8], limit: Duration) -> Option<Duration> {
+    let since = Instant::now();
+    client.send(first);
+    client
+        .stream()
+        .set_read_timeout(Some(Duration::from_secs(1)))
+        .unwrap();
+    let mut drips = drip.iter().cycle();
+    while since.elapsed() < limit {
+        let mut byte = [0];
+        match std::io::Read::read(&mut client.stream(), &mut byte) {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            // The end, or the refusal that comes before it.
+            _ => return Some(since.elapsed()),
+        }
+        if client.try_send(&[*drips.next().unwrap()]).is_err() {
+            return Some(since.elapsed());
+        }
+    }
+    None
+}
+
+#[test]
+fn a_request_that_drips_is_cut_off_15_s_after_its_first_byte() {
+    let receiver = Receiver::start();
+    let request = event(EVENT);
+    let body = [event(EVENT), Vec::new()].concat();
+    let chunked = format!(
+        "POST / HTTP/1.1\r\nHost: a\r\nX-Dt-Signature: {}\r\nTransfer-Encoding: chunked\r\n\r\n",
+        token(EVENT)
+    );
+    let cases: [(&[u8], &[u8]); 4] = [
+        (b"P", b"O"),
+        (b"POST / HTTP/1.1\r\nA: b", b"c"),
+        (&body[..request.len() - EVENT.len()], &EVENT[..100]),
+        (chunked.as_bytes(), b"1\r\n1\r\n"),
+    ];
+    thread::scope(|scope| {
+        for (first, more) in cases {
+            let receiver = &receiver;
+            scope.spawn(move || {
+                let lived = drip(receiver.client(), first, more, Duration::from_secs(20));
+                let lived = lived.expect("cut off");
+                assert!(lived > Duration::from_millis(14_500), "{lived:?}");
+                assert!(lived < Duration::from_secs(18), "{lived:?}");
+            });
+        }
+        // One that waits before its first byte, and between requests, is none of these.
+        let mut client = receiver.client();
+        thread::sleep(Duration::from_secs(8));
+        client.ask(&event(b"1")).assert_ok();
+        thread::sleep(Duration::from_secs(10));
+        client.ask(&event(b"2")).assert_ok();
+    });
+    assert_eq!(receiver.stop().lines(), [b"1", b"2"]);
+}
+
+#[test]
+#[ignore = "takes two minutes"]
+fn an_idle_connection_may_stay_120_s_and_no_longer() {
+    let receiver = Receiver::start();
+    let mut used = receiver.client();
+    used.ask(&event(EVENT)).assert_ok();
+    let mut kept = receiver.client();
+    kept.ask(&event(EVENT)).assert_ok();
+    let begun = Instant::now();
+    let mut silent = receiver.client();
+    for client in [&used, &silent] {
+        client
+            .stream()
+            .set_read_timeout(Some(Duration::from_secs(130)))
+            .unwrap();
+    }
+    thread::sleep(Duration::from_secs(110));
+    kept.ask(&event(EVENT)).assert_ok();
+    for client in [&mut used, &mut silent] {
+        assert!(client.is_closed());
+        let lived = begun.elapsed();
+        assert!((119..125).contains(&lived.as_secs()), "{lived:?}");
+    }
+    thread::sleep(Duration::from_secs(100));
+    kept.ask(&event(EVENT)).assert_ok();
+}
+
+#[test]
+fn a_head_may_take_16_kib_and_no_more() {
+    let receiver = Receiver::start();
+    let head = |length: usize| {
+        let request = event(EVENT);
+        let missing = length - (request.len() - EVENT.len());
+        let filler = format!("A: {}\r\n", "b".repeat(missing - "A: \r\n".len()));
+        let at = "POST / HTTP/1.1\r\n".len();
+        [&request[..at], filler.as_bytes(), &request[at..]].concat()
+    };
+    let mut client = receiver.client();
+    for _ in 0..2 {
+        client.ask(&head(MAX_HEAD - 1)).assert_ok();
+    }
+    let _ = client.try_send(&head(MAX_HEAD + 1));
+    assert!(client.try_answer().is_none());
+    assert_eq!(receiver.stop().lines(), [EVENT; 2]);
+}
+
+#[test]
+fn when_all_connections_are_taken_the_longest_silent_one_makes_room() {
+    if !many_descriptors() {
+        return;
+    }
+    let receiver = Receiver::start();
+    let mut used = receiver.client();
+    used.ask(&event(b"1")).assert_ok();
+    // Half of them silent, half of them with half a head; the first is to go first.
+    let mut hoard: Vec<Client> = Vec::new();
+    for number in 0..MAX_CONNECTIONS {
+        let mut client = receiver.client();
+        if number % 2 == 1 {
+            client.send(b"POST / HTTP/1.1\r\n");
+        }
+        hoard.push(client);
+        if number == MAX_CONNECTIONS / 2 {
+            // It has just been served: others have waited longer.
+            used.ask(&event(b"2")).assert_ok();
+        }
+    }
+    let begun = Instant::now();
+    for body in [b"3", b"4", b"5"] {
+        receiver.post(body).assert_ok();
+    }
+    used.ask(&event(b"6")).assert_ok();
+    assert!(
+        begun.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert!(hoard[0].is_closed());
+    hoard
+        .last_mut()
+        .unwrap()
+        .stream()
+        .set_read_timeout(Some(Duration::from_millis(50)))
+        .unwrap();
+    assert!(!hoard.last_mut().unwrap().is_closed());
+    let held = std::fs::read_dir(format!("/proc/{}/fd", receiver.child.id()))
+        .unwrap()
+        .count();
+    assert!(held < MAX_CONNECTIONS + 20, "{held} descriptors");
+    drop(hoard);
+    assert_eq!(
+        receiver.stop().lines(),
+        [b"1", b"2", b"3", b"4", b"5", b"6"]
+    );
+}
+
+#[test]
+fn memory_stays_under_64_mib_whatever_clients_without_the_secret_send() {
+    if !many_descriptors() {
+        return;
+    }
+    let receiver = Receiver::start();
+    let head = format!("POST / HTTP/1.1\r\nA: {}", "b".repeat(100_000)).into_bytes();
+    let headers = [b"POST / HTTP/1.1\r\n".to_vec(), b"A: b\r\n".repeat(20_000)].concat();
+    let body = post(&[("X-Dt-Signature", "a.b.c")], &vec![b'a'; 1_000_000]);
+    let pipelined = post(&[("X-Dt-Signature", "a.b.c")], b"").repeat(1000);
+    let newlines = b"\r\n".repeat(50_000);
+    let junk = [head, headers, body, pipelined, newlines];
+    let clients: Vec<Client> = (0..MAX_CONNECTIONS)
+        .map(|number| {
+            let client = receiver.client();
+            client.stream().set_nonblocking(true).unwrap();
+            let _ = client.stream().write(&junk[number % junk.len()]);
+            client
+        })
+        .collect();
+    // Again and again, as much as each takes.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(3) {
+        for (number, client) in clients.iter().enumerate() {
+            let _ = client.stream().write(&junk[number % junk.len()]);
+        }
+    }
+    let (_, most) = receiver.memory();
+    eprintln!("{most} KiB at most with {MAX_CONNECTIONS} connections of junk");
+    assert!(most < 64 * 1024, "{most} KiB");
+    receiver.post(EVENT).assert_ok();
+    drop(clients);
+    assert_eq!(receiver.stop().lines(), [EVENT]);
+}
+
+#[test]
+fn memory_stays_under_160_mib_with_100_of_the_largest_bodies_at_once() {
+    let receiver = Receiver::start_with(|command| {
+        command.stdout(std::process::Stdio::null());
+    });
+    // The worst there is: not JSON, and six bytes of line for each of its own.
+    let mut bodies = [vec![b'1'; 1024 * 1024], vec![0; 1024 * 1024]].map(|body| event(&body));
+    let chunked = {
+        let body = vec![b'1'; 1024 * 1024];
+        let head = format!(
+            "POST / HTTP/1.1\r\nHost: a\r\nX-Dt-Signature: {}\r\nTransfer-Encoding: chunked\r\n\r\n",
+            token(&body)
+        );
+        [head.as_bytes(), b"100000\r\n", &body, b"\r\n0\r\n\r\n"].concat()
+    };
+    let requests = [
+        std::mem::take(&mut bodies[0]),
+        std::mem::take(&mut bodies[1]),
+        chunked,
+    ];
+    thread::scope(|scope| {
+        for number in 0..100 {
+            let (receiver, request) = (&receiver, &requests[number % 3]);
+            scope.spawn(move || {
+                // On a slow machine some wait too long for their turn.
+                let answer = receiver.client().ask(request);
+                assert!([200, 503].contains(&answer.status), "{answer:?}");
+            });
+        }
+    });
+    let (_, most) = receiver.memory();
+    eprintln!("{most} KiB at most with 100 of the largest bodies at once");
+    assert!(most < 160 * 1024, "{most} KiB");
+    assert_eq!(receiver.stop().status.code(), Some(0));
+}

@@ -1,0 +1,333 @@
+//! Whatever stdout does, 200 means that the event's line is on it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, PipeReader, Read};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use data_connector_receiver::refusal::Refusal;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::Signal;
+
+use crate::helpers::{Client, EVENT, Output, PROGRAM, Receiver, event, lines};
+
+/// How long any answer may take: the sender gives up at 10 s.
+const PATIENCE: Duration = Duration::from_millis(5500);
+
+/// How long an answer takes that waits for nothing.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+fn receiver_to(stdout: impl Into<Stdio>) -> Receiver {
+    Receiver::start_with(|command| {
+        command.stdout(stdout);
+    })
+}
+
+/// Posts an event and returns its status, which must come within `limit`.
+fn post(client: &mut Client, body: &[u8], limit: Duration) -> u16 {
+    let begun = Instant::now();
+    let answer = client.ask(&event(body));
+    assert!(begun.elapsed() < limit, "took {:?}", begun.elapsed());
+    match answer.status {
+        200 => answer.assert_ok(),
+        _ => answer.assert(503, "Could not log the event."),
+    }
+    answer.status
+}
+
+/// What needs no stdout is answered at once.
+fn assert_lively(receiver: &Receiver) {
+    let begun = Instant::now();
+    let mut client = receiver.client();
+    client
+        .ask(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        .assert(405, "Method not allowed.");
+    client
+        .ask(b"POST / HTTP/1.1\r\nHost: a\r\n\r\n")
+        .assert(400, "Could not verify request.");
+    assert!(begun.elapsed() < AT_ONCE);
+}
+
+/// Stops a receiver that has answered everything: at once, and with exit code 0.
+fn stop_at_once(receiver: Receiver) -> String {
+    let stopped = receiver.stop();
+    assert_eq!(stopped.status.code(), Some(0));
+    assert!(
+        stopped.took < Duration::from_secs(3),
+        "took {:?}",
+        stopped.took
+    );
+    assert!(!stopped.stderr.contains("panic"), "{}", stopped.stderr);
+    stopped.stderr
+}
+
+/// An event of about this many bytes, unlike any other number's.
+fn numbered(number: usize, length: usize) -> Vec<u8> {
+    format!(r#"{{"number":{number},"fill":"{}"}}"#, "x".repeat(length)).into_bytes()
+}
+
+/// Fills a pipe that nobody reads until an event is answered 503; the bodies and their statuses.
+fn stall(receiver: &Receiver) -> Vec<(Vec<u8>, u16)> {
+    let mut posted = Vec::new();
+    loop {
+        let body = numbered(posted.len(), 30_000);
+        let status = post(&mut receiver.client(), &body, PATIENCE);
+        posted.push((body, status));
+        if status == 503 {
+            assert!(posted.len() > 1, "the pipe takes something");
+            return posted;
+        }
+    }
+}
+
+/// Each 200 stands there once, each 503 once or not at all, and nothing else.
+fn assert_kept(lines: &[&[u8]], posted: &[(Vec<u8>, u16)]) {
+    for (body, status) in posted {
+        let count = lines.iter().filter(|line| *line == body).count();
+        assert!(
+            if *status == 200 {
+                count == 1
+            } else {
+                count <= 1
+            },
+            "{status}: {count} lines"
+        );
+    }
+    for line in lines {
+        let known = posted.iter().any(|(body, _)| line == body);
+        assert!(
+            known,
+            "a line that nobody sent: {}",
+            String::from_utf8_lossy(line)
+        );
+    }
+}
+
+#[test]
+fn a_stdout_without_a_reader_is_503_and_said_in_words() {
+    let (reader, writer) = io::pipe().unwrap();
+    let receiver = receiver_to(writer);
+    assert_eq!(post(&mut receiver.client(), EVENT, AT_ONCE), 200);
+    drop(reader);
+    let mut client = receiver.client();
+    for _ in 0..30 {
+        let answer = client.ask(&event(EVENT));
+        answer.assert(503, "Could not log the event.");
+    }
+    assert_lively(&receiver);
+    let stderr = stop_at_once(receiver);
+    let reason = Refusal::Unwritten(io::ErrorKind::BrokenPipe).reason();
+    assert!(reason.contains("its reader has gone"));
+    let errors = stderr
+        .lines()
+        .filter(|line| line.starts_with("ERROR failed with 503: "));
+    assert!(errors.clone().count() <= 2, "throttled: {stderr}");
+    assert!(errors.clone().all(|line| line.contains(reason)), "{stderr}");
+    assert!(stderr.contains("logged=1 refused=2 failed=30"), "{stderr}");
+    assert!(stderr.contains(" more events were not logged"), "{stderr}");
+}
+
+#[test]
+fn a_full_stdout_is_503_and_said_in_words() {
+    let receiver = receiver_to(OpenOptions::new().write(true).open("/dev/full").unwrap());
+    for _ in 0..3 {
+        assert_eq!(post(&mut receiver.client(), EVENT, AT_ONCE), 503);
+    }
+    assert_lively(&receiver);
+    let stderr = stop_at_once(receiver);
+    let reason = Refusal::Unwritten(io::ErrorKind::StorageFull).reason();
+    assert!(reason.contains("disk behind stdout is full"));
+    assert!(
+        stderr.contains(&format!("ERROR failed with 503: {reason}\n")),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn a_disk_that_fills_up_and_is_emptied_again_keeps_every_line_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let mount = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=128k", "tmpfs"])
+        .arg(folder.path())
+        .stderr(Stdio::null())
+        .status();
+    if !mount.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: mounting a tmpfs takes root on Linux");
+        return;
+    }
+    let _unmount = Unmount(folder.path());
+    let filler = folder.path().join("filler");
+    let events = folder.path().join("events.jsonl");
+    for append in [true, false] {
+        fs::write(&filler, vec![0; 64 * 1024]).unwrap();
+        let stdout = OpenOptions::new()
+            .create(true)
+            .append(append)
+            .write(true)
+            .open(&events);
+        let receiver = receiver_to(stdout.unwrap());
+        let mut posted = Vec::new();
+        let mut fill = |length: usize| {
+            while posted.last().is_none_or(|(_, status)| *status == 200) {
+                let body = numbered(posted.len(), length);
+                let status = post(&mut receiver.client(), &body, AT_ONCE);
+                posted.push((body, status));
+            }
+            for _ in 0..3 {
+                let body = numbered(posted.len(), 700);
+                let status = post(&mut receiver.client(), &body, AT_ONCE);
+                posted.push((body, status));
+            }
+        };
+        fill(3000);
+        let so_far = fs::read(&events).unwrap();
+        let begun = so_far
+            .split(|&byte| byte == b'\n')
+            .next_back()
+            .unwrap()
+            .len();
+        assert!(
+            begun > 0,
+            "a line is out in part, which is what this test is about"
+        );
+
+        fs::remove_file(&filler).unwrap();
+        for _ in 0..3 {
+            let body = numbered(posted.len(), 700);
+            assert_eq!(post(&mut receiver.client(), &body, AT_ONCE), 200);
+            posted.push((body, 200));
+        }
+        receiver.stderr.wait_for("stdout takes events again");
+        stop_at_once(receiver);
+        let written = fs::read(&events).unwrap();
+        assert_kept(&lines(&written), &posted);
+        fs::remove_file(&events).unwrap();
+    }
+}
+
+struct Unmount<'a>(&'a Path);
+
+impl Drop for Unmount<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0).status();
+    }
+}
+
+#[test]
+fn a_stalled_stdout_is_503_in_time_and_recovers_by_itself() {
+    let (reader, writer) = io::pipe().unwrap();
+    let receiver = receiver_to(writer);
+    let mut posted = stall(&receiver);
+    assert_lively(&receiver);
+    // While it is stalled, many more come at once; none may hang.
+    std::thread::scope(|scope| {
+        let receiver = &receiver;
+        let more: Vec<_> = (0..20)
+            .map(|number| {
+                let body = numbered(1000 + number, 100);
+                scope.spawn(move || (post(&mut receiver.client(), &body, PATIENCE), body))
+            })
+            .collect();
+        for posting in more {
+            let (status, body) = posting.join().unwrap();
+            assert_eq!(status, 503);
+            posted.push((body, status));
+        }
+    });
+    let reason = Refusal::StalledStdout.reason();
+    assert!(
+        receiver
+            .stderr
+            .text()
+            .contains(&format!("ERROR failed with 503: {reason}\n"))
+    );
+
+    let output = Output::of(reader);
+    let body = numbered(posted.len(), 100);
+    assert_eq!(post(&mut receiver.client(), &body, PATIENCE), 200);
+    posted.push((body, 200));
+    receiver.stderr.wait_for("stdout takes events again");
+    stop_at_once(receiver);
+    assert_kept(&lines(&output.bytes()), &posted);
+}
+
+#[test]
+fn a_stalled_stdout_does_not_hold_up_the_end() {
+    let (reader, writer) = io::pipe().unwrap();
+    let receiver = receiver_to(writer);
+    let posted = stall(&receiver);
+    // One that waits for stdout when the signal comes: it gets its answer first.
+    let mut client = receiver.client();
+    client.send(&event(b"{}"));
+    receiver.signal(Signal::SIGTERM);
+    client.answer().assert(503, "Could not log the event.");
+    let stopped = receiver.wait();
+    assert_eq!(stopped.status.code(), Some(0));
+    assert!(
+        stopped.took < Duration::from_secs(3),
+        "took {:?}",
+        stopped.took
+    );
+    assert!(
+        stopped.stderr.contains("stdout is stalled"),
+        "{}",
+        stopped.stderr
+    );
+    let written = all_of(reader);
+    let end = written.iter().rposition(|&byte| byte == b'\n').unwrap() + 1;
+    let posted: Vec<_> = posted.into_iter().chain([(b"{}".to_vec(), 503)]).collect();
+    assert_kept(&lines(&written[..end]), &posted);
+}
+
+fn all_of(mut reader: PipeReader) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    reader.read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn a_reader_that_is_slow_for_a_while_costs_nothing() {
+    let (reader, writer) = io::pipe().unwrap();
+    // As a parent does that shares the pipe: then the receiver's writes get "try again".
+    let flags = OFlag::from_bits_retain(fcntl(writer.as_fd(), FcntlArg::F_GETFL).unwrap());
+    fcntl(writer.as_fd(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).unwrap();
+    let receiver = receiver_to(writer);
+    let bodies: Vec<_> = (0..40).map(|number| numbered(number, 20_000)).collect();
+    std::thread::scope(|scope| {
+        let mut client = receiver.client();
+        let posting = &bodies;
+        scope.spawn(move || {
+            for body in posting {
+                assert_eq!(post(&mut client, body, PATIENCE), 200);
+            }
+        });
+        let mut reader = BufReader::with_capacity(1000, &reader);
+        for body in &bodies {
+            let mut line = Vec::new();
+            reader.read_until(b'\n', &mut line).unwrap();
+            assert_eq!(line.strip_suffix(b"\n"), Some(body.as_slice()));
+        }
+    });
+    stop_at_once(receiver);
+}
+
+#[test]
+fn a_stdout_that_keeps_nothing_is_warned_of() {
+    let warning = "stdout is closed or the null device: accepted events go nowhere";
+    let null = receiver_to(Stdio::null());
+    let mut closed = Command::new("sh");
+    closed
+        .args(["-c", "exec \"$0\" >&-", PROGRAM])
+        .envs([("DT_SIGNATURE_SECRET", "test-secret"), ("PORT", "0")])
+        .stderr(Stdio::piped());
+    let file = tempfile::tempfile().unwrap();
+    for receiver in [null, Receiver::run(closed)] {
+        receiver.post(EVENT).assert_ok();
+        assert_eq!(stop_at_once(receiver).matches(warning).count(), 1);
+    }
+    for stdout in [file, File::create("/dev/full").unwrap()] {
+        assert!(!stop_at_once(receiver_to(stdout)).contains("WARN"));
+    }
+}

@@ -1,0 +1,237 @@
+//! Signals, floods and short resources while events come in.
+
+use std::collections::HashSet;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::helpers::{Client, EVENT, PROGRAM, Receiver, SECRET, event, lines, post};
+
+/// Posts events on eight connections until each ends; the bodies that were answered 200.
+fn post_until_the_end(receiver: &Receiver, then: impl FnOnce()) -> Vec<Vec<u8>> {
+    thread::scope(|scope| {
+        let posting: Vec<_> = (0..8)
+            .map(|connection| {
+                let mut client = receiver.client();
+                scope.spawn(move || {
+                    let mut answered = Vec::new();
+                    loop {
+                        let body = format!("[{connection},{}]", answered.len()).into_bytes();
+                        if client.try_send(&event(&body)).is_err() {
+                            return answered;
+                        }
+                        let Some(answer) = client.try_answer() else {
+                            return answered;
+                        };
+                        answer.assert_ok();
+                        answered.push(body);
+                    }
+                })
+            })
+            .collect();
+        receiver.stdout.wait_for_lines(200);
+        then();
+        posting
+            .into_iter()
+            .flat_map(|posting| posting.join().unwrap())
+            .collect()
+    })
+}
+
+#[test]
+fn every_event_answered_200_is_on_stdout_whatever_signal_ends_it() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGKILL] {
+        let receiver = Receiver::start();
+        let answered = post_until_the_end(&receiver, || receiver.signal(signal));
+        let stopped = receiver.wait();
+        if signal != Signal::SIGKILL {
+            assert_eq!(stopped.status.code(), Some(0));
+            assert!(
+                stopped.took < Duration::from_secs(3),
+                "took {:?}",
+                stopped.took
+            );
+        }
+        let written: HashSet<&[u8]> = lines(&stopped.stdout).into_iter().collect();
+        assert!(answered.len() > 100);
+        for body in &answered {
+            assert!(
+                written.contains(body.as_slice()),
+                "lost: {}",
+                String::from_utf8_lossy(body)
+            );
+        }
+    }
+}
+
+#[test]
+fn half_a_head_and_half_a_body_end_by_their_deadline_and_so_does_the_receiver() {
+    let receiver = Receiver::start();
+    let begun = Instant::now();
+    let request = event(EVENT);
+    let mut half_head = receiver.client();
+    half_head.send(&request[..50]);
+    let mut half_body = receiver.client();
+    half_body.send(&request[..request.len() - 10]);
+    receiver.post(b"1").assert_ok();
+    receiver.signal(Signal::SIGTERM);
+    let stopped = receiver.wait();
+    assert_eq!(stopped.status.code(), Some(0));
+    assert!(
+        begun.elapsed() < Duration::from_secs(19),
+        "took {:?}",
+        begun.elapsed()
+    );
+    assert_eq!(stopped.lines(), [b"1"]);
+}
+
+#[test]
+fn real_events_get_in_during_a_flood_of_forgeries_which_does_not_flood_stderr() {
+    let receiver = Receiver::start();
+    let begun = Instant::now();
+    let over = AtomicBool::new(false);
+    let (forged, slowest) = thread::scope(|scope| {
+        let flood: Vec<_> = (0..4)
+            .map(|_| {
+                let mut client = receiver.client();
+                let over = &over;
+                let batch = post(&[("X-Dt-Signature", "a.b.c")], EVENT).repeat(20);
+                scope.spawn(move || {
+                    let mut forged = 0_u64;
+                    while !over.load(Relaxed) {
+                        client.send(&batch);
+                        for _ in 0..20 {
+                            client.answer().assert(400, "Could not verify request.");
+                            forged += 1;
+                        }
+                    }
+                    forged
+                })
+            })
+            .collect();
+        let mut client = receiver.client();
+        let mut slowest = Duration::ZERO;
+        for _ in 0..150 {
+            let asked = Instant::now();
+            client.ask(&event(EVENT)).assert_ok();
+            slowest = slowest.max(asked.elapsed());
+            thread::sleep(Duration::from_millis(10));
+        }
+        over.store(true, Relaxed);
+        let forged: u64 = flood.into_iter().map(|flood| flood.join().unwrap()).sum();
+        (forged, slowest)
+    });
+    let seconds = begun.elapsed().as_secs() + 2;
+    let stopped = receiver.stop();
+    assert_eq!(stopped.lines(), [EVENT; 150]);
+    assert!(slowest < Duration::from_secs(5), "{slowest:?}");
+    let refusals = stopped.stderr.matches("WARN refused with 400").count();
+    assert!(
+        forged > 1000 && refusals as u64 <= 10 * seconds,
+        "{forged} forged, {refusals} lines"
+    );
+
+    // Every refusal is a line or counted in one.
+    let counted: u64 = stopped
+        .stderr
+        .lines()
+        .filter_map(|line| {
+            line.strip_prefix(" WARN ")?
+                .split_once(" more requests were refused")
+        })
+        .map(|(count, _)| count.parse::<u64>().unwrap())
+        .sum();
+    assert_eq!(refusals as u64 + counted, forged, "{}", stopped.stderr);
+    assert!(
+        stopped
+            .stderr
+            .contains(&format!("logged=150 refused={forged} failed=0"))
+    );
+}
+
+/// User and system time that a process has taken.
+fn cpu(process: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(ticks * 10)
+}
+
+#[test]
+fn out_of_file_descriptors_it_neither_spins_nor_dies_and_serves_on() {
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "ulimit -n 40; exec \"$0\"", PROGRAM])
+        .envs([("DT_SIGNATURE_SECRET", SECRET), ("PORT", "0")])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let receiver = Receiver::run(command);
+    let hoard: Vec<Client> = (0..60).map(|_| receiver.client()).collect();
+    receiver
+        .stderr
+        .wait_for("is the limit of open files too low?");
+    let before = cpu(receiver.child.id());
+    // One that is heard only once an idle one has made room.
+    receiver.post(EVENT).assert_ok();
+    assert!(cpu(receiver.child.id()) < before + Duration::from_millis(500));
+    drop(hoard);
+    for _ in 0..10 {
+        receiver.post(EVENT).assert_ok();
+    }
+    let stopped = receiver.stop();
+    assert_eq!(stopped.status.code(), Some(0));
+    assert_eq!(stopped.lines(), [EVENT; 11]);
+}
+
+#[test]
+fn out_of_memory_for_threads_it_says_so_and_does_not_start() {
+    let mut said = false;
+    for kibibytes in (8..400).map(|mebibytes| mebibytes * 1024) {
+        let limit = format!("ulimit -v {kibibytes}; ulimit -c 0; exec \"$0\"");
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", &limit, PROGRAM])
+            .envs([
+                ("DT_SIGNATURE_SECRET", SECRET),
+                ("PORT", "0"),
+                ("RUST_LOG", "off"),
+            ])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let begun = Instant::now();
+        let starts = loop {
+            if child.try_wait().unwrap().is_some() {
+                break false;
+            }
+            if begun.elapsed() > Duration::from_millis(300) {
+                break true;
+            }
+            thread::sleep(Duration::from_millis(2));
+        };
+        let _ = child.kill();
+        let output = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!stderr.contains("panicked"), "{stderr}");
+        if stderr.contains("ERROR cannot start a thread for ") {
+            assert_eq!(output.status.code(), Some(1));
+            said = true;
+        }
+        if starts {
+            break;
+        }
+    }
+    assert!(
+        said,
+        "no limit at which the program loads and has no thread"
+    );
+}
