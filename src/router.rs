@@ -166,3 +166,31 @@ async fn catch_panic<T>(future: impl Future<Output = T>) -> Option<T> {
     )
     .await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_is_caught_wherever_the_future_is() {
+        assert_eq!(catch_panic(async { 1 }).await, Some(1));
+        let panics: Option<()> = catch_panic(async { panic!("as expected") }).await;
+        assert_eq!(panics, None);
+        let later = catch_panic(async {
+            tokio::task::yield_now().await;
+            panic!("as expected");
+        });
+        assert_eq!(later.await, None::<()>);
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_answered_500() {
+        let response = Refusal::Panicked.into_response();
+        assert_eq!(response.status(), 500);
+        let body = axum::body::to_bytes(response.into_body(), 100).await;
+        assert_eq!(
+            body.ok().as_deref(),
+            Some(b"Internal server error.".as_slice())
+        );
+    }
+}

@@ -14,6 +14,7 @@
 mod accepted;
 mod connections;
 mod helpers;
+mod properties;
 mod protocol;
 mod refused;
 mod start_and_stop;
