@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{ConnectInfo, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
@@ -50,10 +51,7 @@ pub fn router(receiver: Receiver) -> Router {
 }
 
 async fn receive(State(receiver): State<Arc<Receiver>>, request: Request) -> Response {
-    let (head, mut body) = request.into_parts();
-    if let Some(ConnectInfo(connection)) = head.extensions.get::<ConnectInfo<Head>>() {
-        connection.arrived();
-    }
+    let (head, mut body) = take_apart(request);
     let accepted = catch_panic(accept(&receiver, &head.headers, &mut body)).await;
     match accepted.unwrap_or(Err(Refusal::Panicked)) {
         Ok(()) => {
@@ -65,13 +63,22 @@ async fn receive(State(receiver): State<Arc<Receiver>>, request: Request) -> Res
 }
 
 async fn other_path(State(receiver): State<Arc<Receiver>>, request: Request) -> Response {
-    let (head, body) = request.into_parts();
+    let (head, body) = take_apart(request);
     refuse(&receiver, Refusal::OtherPath, &head.headers, body).await
 }
 
 async fn other_method(State(receiver): State<Arc<Receiver>>, request: Request) -> Response {
-    let (head, body) = request.into_parts();
+    let (head, body) = take_apart(request);
     refuse(&receiver, Refusal::OtherMethod, &head.headers, body).await
+}
+
+/// The head and the body of a request, whose connection learns that the head has arrived.
+fn take_apart(request: Request) -> (Parts, Body) {
+    let (head, body) = request.into_parts();
+    if let Some(ConnectInfo(connection)) = head.extensions.get::<ConnectInfo<Head>>() {
+        connection.arrived();
+    }
+    (head, body)
 }
 
 /// The way of one event.

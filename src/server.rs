@@ -58,7 +58,9 @@ pub async fn serve(
         () = ticks => {}
     }
     if timeout(LAST_WRITE, writer.ended()).await.is_err() {
-        warn!("stdout is stalled; what nobody was answered for is not written");
+        warn!(
+            "stdout is stalled; the end of its last line is missing, whose event was not answered 200"
+        );
     }
     report.sum_up();
     Ok(())

@@ -476,6 +476,19 @@ fn a_client_that_is_still_sending_reads_its_refusal() {
 }
 
 #[test]
+fn a_large_body_on_another_path_or_method_gets_its_answer() {
+    let receiver = Receiver::start();
+    for (from, to, status) in [(" / ", " /x ", 404), ("POST", "PUT", 405)] {
+        for length in [10_000, 60_000, 900_000] {
+            let request = String::from_utf8(post(&[], &vec![b'a'; length])).unwrap();
+            let mut client = receiver.client();
+            client.send(request.replacen(from, to, 1).as_bytes());
+            assert_eq!(client.answer().status, status);
+        }
+    }
+}
+
+#[test]
 fn a_body_over_the_limit_is_refused_before_it_is_read_where_its_length_is_said() {
     for headers in [vec![], vec![("Expect", "100-continue")]] {
         let body = vec![b'1'; 1024 * 1024 + 1];
