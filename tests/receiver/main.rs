@@ -13,6 +13,7 @@
 
 mod accepted;
 mod connections;
+mod delivery;
 mod helpers;
 mod properties;
 mod protocol;

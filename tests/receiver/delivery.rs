@@ -1,0 +1,175 @@
+//! A Data Connector, simulated, loses no event to receivers that are killed under it.
+
+use std::collections::HashSet;
+use std::fmt::Write;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::helpers::{Output, PROGRAM, Receiver, SECRET, SOON, lines};
+
+fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
+}
+
+fn simulator(port: u16, events: &str, rate: &str) -> Child {
+    let folder = Path::new(PROGRAM).parent().unwrap();
+    // cargo builds the examples for some ways of `cargo test`, and not for others.
+    let mut build = Command::new(env!("CARGO"));
+    build.args([
+        "build",
+        "--quiet",
+        "--example",
+        "data-connector",
+        "--target-dir",
+    ]);
+    build
+        .arg(folder.parent().unwrap())
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
+    if folder.ends_with("release") {
+        build.arg("--release");
+    }
+    assert!(build.status().unwrap().success());
+    let program = folder.join("examples/data-connector");
+    Command::new(program)
+        .arg(format!("http://127.0.0.1:{port}"))
+        .args([
+            "--events",
+            events,
+            "--rate",
+            rate,
+            "--connections",
+            "16",
+            "--json",
+        ])
+        .env("DT_SIGNATURE_SECRET", SECRET)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// Waits for a simulator that must get every event acknowledged; its count of failed attempts.
+fn all_acknowledged(simulator: Child, events: usize) -> u64 {
+    let output = simulator.wait_with_output().unwrap();
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{summary}");
+    assert_eq!(summary["acknowledged"], events, "{summary}");
+    assert_eq!(summary["success"], events, "{summary}");
+    summary["error"].as_u64().unwrap()
+}
+
+/// The different events on these stdouts.
+fn events(stdouts: &[Vec<u8>]) -> usize {
+    let events: HashSet<String> = stdouts
+        .iter()
+        .flat_map(|stdout| lines(stdout))
+        .map(|line| {
+            let line: Value = serde_json::from_slice(line).expect("a whole line");
+            line["event"]["eventId"].as_str().unwrap().to_owned()
+        })
+        .collect();
+    events.len()
+}
+
+fn receiver_on(port: u16) -> Receiver {
+    Receiver::start_with(|command| {
+        command.env("PORT", port.to_string());
+    })
+}
+
+#[test]
+fn every_event_gets_through_though_the_receiver_is_killed_again_and_again() {
+    let port = free_port();
+    let mut receiver = receiver_on(port);
+    let simulator = simulator(port, "3000", "1000");
+    let mut stdouts = Vec::new();
+    for _ in 0..4 {
+        receiver.stdout.wait_for_lines(300);
+        receiver.signal(Signal::SIGKILL);
+        stdouts.push(receiver.wait().stdout);
+        receiver = receiver_on(port);
+    }
+    assert!(
+        all_acknowledged(simulator, 3000) > 0,
+        "some attempts met no receiver"
+    );
+    stdouts.push(receiver.stop().stdout);
+    assert_eq!(events(&stdouts), 3000);
+}
+
+#[test]
+fn every_event_gets_through_a_load_balancer_though_one_of_three_receivers_is_killed() {
+    let haproxy = ["/usr/sbin/haproxy", "/usr/local/sbin/haproxy"];
+    let Some(haproxy) = haproxy.into_iter().find(|path| Path::new(path).exists()) else {
+        eprintln!("skipped: this takes HAProxy (Debian: apt install haproxy)");
+        return;
+    };
+    let receivers = [(); 3].map(|()| Receiver::start());
+    let port = free_port();
+    let mut config = format!(
+        "defaults\n mode http\n timeout connect 1s\n timeout client 60s\n timeout server 60s\n \
+         option redispatch\n retries 3\nfrontend in\n bind 127.0.0.1:{port}\n \
+         default_backend receivers\nbackend receivers\n balance roundrobin\n"
+    );
+    for (number, receiver) in receivers.iter().enumerate() {
+        let address = receiver.address;
+        writeln!(config, " server r{number} {address} check inter 200ms").unwrap();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("haproxy.cfg");
+    fs::write(&file, config).unwrap();
+    let balancer = Command::new(haproxy)
+        .args(["-db", "-q", "-f"])
+        .arg(&file)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut balancer = Killed(balancer);
+    let said = Output::of(balancer.0.stderr.take().unwrap());
+    let begun = Instant::now();
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    while TcpStream::connect(address).is_err() {
+        assert!(
+            begun.elapsed() < SOON,
+            "HAProxy does not listen: {}",
+            said.text()
+        );
+        thread::sleep(Duration::from_millis(10));
+    }
+
+    let simulator = simulator(port, "2000", "1000");
+    let [killed, other, another] = receivers;
+    killed.stdout.wait_for_lines(150);
+    killed.signal(Signal::SIGKILL);
+    let mut stdouts = vec![killed.wait().stdout];
+    all_acknowledged(simulator, 2000);
+    for receiver in [other, another] {
+        let stopped = receiver.stop();
+        assert!(stopped.lines().len() > 300, "each has its share");
+        stdouts.push(stopped.stdout);
+    }
+    assert_eq!(events(&stdouts), 2000);
+}
+
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
