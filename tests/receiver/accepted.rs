@@ -152,6 +152,16 @@ fn tokens_that_differ_from_dts_where_they_may_are_accepted() {
                 )
             },
         ),
+        ("8 KiB long, the most that is looked at", {
+            let padded = |length| {
+                let jti = "a".repeat(length).into();
+                sign(HEADER, &claims_with(EVENT, "jti", jti).to_string(), SECRET)
+            };
+            let token = (5000..6200)
+                .map(padded)
+                .find(|token| token.len() == 8 * 1024);
+            token.expect("a length that base64 can have")
+        }),
         ("no typ, a kid", {
             sign(
                 r#"{"kid":"1","alg":"HS256"}"#,
