@@ -8,7 +8,7 @@ use data_connector_receiver::refusal::Refusal;
 use data_connector_receiver::verify::Verifier;
 use serde_json::Value;
 
-use crate::helpers::{Receiver, post};
+use crate::helpers::{EVENT, HEADER, Receiver, claims_with, post, sign};
 
 const VECTORS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors");
 
@@ -71,6 +71,22 @@ fn what_dt_signed_is_accepted_until_it_expires() {
         let mismatch = other.prove(token.as_bytes(), exp - Duration::from_secs(1));
         assert_eq!(mismatch.unwrap_err(), Refusal::SignatureMismatch);
     }
+}
+
+#[test]
+fn a_token_is_valid_from_its_nbf_on() {
+    let moment = 4_000_000_000;
+    let claims = claims_with(EVENT, "nbf", moment.into()).to_string();
+    let claims = claims.replace("\"exp\"", "\"was exp\"");
+    let token = sign(HEADER, &claims, "test-secret");
+    let verifier = Verifier::new(&Secret::from("test-secret"));
+    let nbf = UNIX_EPOCH + Duration::from_secs(moment);
+    let before = verifier.prove(token.as_bytes(), nbf - Duration::from_millis(1));
+    assert_eq!(before.unwrap_err(), Refusal::NotYetValid);
+    assert!(
+        verifier.prove(token.as_bytes(), nbf).is_ok(),
+        "RFC 7519, 4.1.5: not \"before\" it"
+    );
 }
 
 #[test]
