@@ -4,10 +4,13 @@ use std::io::Write;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use data_connector_receiver::listener::{MAX_CONNECTIONS, MAX_HEAD};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::helpers::{Client, EVENT, Receiver, event, post, token};
+
+/// The limits that the README promises.
+const MAX_CONNECTIONS: usize = 1024;
+const MAX_HEAD: usize = 16 * 1024;
 
 /// Lets this process have as many descriptors as it may, so that it can hold every connection.
 fn many_descriptors() -> bool {
