@@ -5,7 +5,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
@@ -92,10 +92,9 @@ impl Listener {
             }
             bound => bound?,
         };
-        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         Ok(Self {
             socket,
-            slots,
+            slots: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             waiting: Arc::default(),
             complained: None,
         })
@@ -131,10 +130,10 @@ impl axum::serve::Listener for Listener {
                     // Without it an answer could wait for the client's next packet; nothing is lost.
                     let _ = stream.set_nodelay(true);
                     let slot = self.slot().await;
-                    return (
-                        Connection::new(stream, slot, Arc::clone(&self.waiting)),
-                        address,
-                    );
+                    // What had to make room may have gone by itself; nobody else has to now.
+                    pin!(self.waiting.notified()).enable();
+                    let waiting = Arc::clone(&self.waiting);
+                    return (Connection::new(stream, slot, waiting), address);
                 }
                 Err(error) => {
                     self.complain(&error);
@@ -283,5 +282,22 @@ impl AsyncWrite for Connection {
             }
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::serve::Listener as _;
+
+    #[tokio::test]
+    async fn an_eviction_that_comes_too_late_hits_no_new_connection() -> io::Result<()> {
+        let mut listener = Listener::bind(0).await?;
+        listener.waiting.notify_one();
+        let _client = TcpStream::connect(listener.local_addr()?).await?;
+        let (mut connection, _) = listener.accept().await;
+        let end = tokio::time::timeout(PAUSE, connection.read_u8()).await;
+        assert!(end.is_err(), "{end:?}");
+        Ok(())
     }
 }
