@@ -1,7 +1,8 @@
 //! Verified events to stdout, one line each; an event counts as logged once its bytes are written.
 //!
-//! A thread of its own does the writing, so that a reader of stdout that stalls stalls nothing
-//! else. It writes what has queued up meanwhile with one call and then answers all of it.
+//! A thread of its own does nothing but write, so that a reader of stdout that stalls stalls nothing
+//! else. A task hands it what has queued up meanwhile as one batch, and then answers all of it: to
+//! wake the thread, and to be woken by it, costs more than a line, so it is done once a batch.
 //!
 //! Three rules keep the stream whole whatever fails:
 //! - a line that has been begun is finished before another is begun;
@@ -10,13 +11,14 @@
 
 use std::borrow::Cow;
 use std::io::{self, ErrorKind, Write};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use serde::de::IgnoredAny;
 use serde_json::Value;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use crate::refusal::Refusal;
@@ -32,13 +34,13 @@ pub const ROOM: usize = 32 * 1024 * 1024;
 /// What an event costs in room beside its body.
 const OVERHEAD: usize = 1024;
 
-/// The writer stops adding lines to a batch that has reached this many bytes.
+/// No line is added to a batch that has reached this many bytes.
 const BATCH: usize = 64 * 1024;
 
 /// Where verified events go.
 #[derive(Debug)]
 pub struct EventLog {
-    queue: mpsc::Sender<Entry>,
+    queue: mpsc::UnboundedSender<Entry>,
     room: Arc<Semaphore>,
 }
 
@@ -49,10 +51,10 @@ pub struct Room {
     patience: Duration,
 }
 
-/// The thread that writes. It ends when its [`EventLog`] is dropped.
+/// What writes. It ends when its [`EventLog`] is dropped.
 #[derive(Debug)]
 pub struct Writer {
-    ended: oneshot::Receiver<()>,
+    task: JoinHandle<()>,
 }
 
 #[derive(Debug)]
@@ -62,23 +64,31 @@ struct Entry {
     _room: OwnedSemaphorePermit,
 }
 
+/// The thread, at work on one batch at a time.
+#[derive(Debug)]
+struct Pen {
+    batches: std::sync::mpsc::Sender<Vec<u8>>,
+    written: mpsc::UnboundedReceiver<Written>,
+}
+
+/// A batch, how many bytes of it were written, and why not all.
+#[derive(Debug)]
+struct Written {
+    lines: Vec<u8>,
+    count: usize,
+    result: Result<(), ErrorKind>,
+}
+
 impl EventLog {
-    /// Starts a thread that writes to `out`, which should not buffer.
+    /// Starts what writes to `out`, which should not buffer; must be called in a tokio runtime.
     ///
     /// # Errors
     /// The operating system's, if it has no thread to give.
     pub fn start(out: impl Write + Send + 'static) -> io::Result<(Self, Writer)> {
-        let (queue, entries) = mpsc::channel();
-        let (alive, ended) = oneshot::channel();
-        thread::Builder::new()
-            .name("event-log".to_owned())
-            .spawn(move || {
-                // Dropped however the thread ends, a panic included.
-                let _alive = alive;
-                write_events(out, &entries);
-            })?;
+        let (queue, entries) = mpsc::unbounded_channel();
+        let task = tokio::spawn(write_events(entries, Pen::start(out)?));
         let room = Arc::new(Semaphore::new(ROOM));
-        Ok((Self { queue, room }, Writer { ended }))
+        Ok((Self { queue, room }, Writer { task }))
     }
 
     /// Waits for room for a body of at most `length` bytes.
@@ -122,19 +132,41 @@ impl EventLog {
 }
 
 impl Writer {
-    /// Waits for the thread's end, which comes when the [`EventLog`] is dropped, or by a panic.
+    /// Waits for its end, which comes when the [`EventLog`] is dropped, or by a panic.
     pub async fn ended(&mut self) {
-        // Nothing is ever sent: the sender's drop is the message.
-        let _ = (&mut self.ended).await;
+        // The panic is in the diagnostics already.
+        let _ = (&mut self.task).await;
     }
 }
 
-fn write_events(mut out: impl Write, entries: &mpsc::Receiver<Entry>) {
-    // Begins with the rest of a line that an earlier write has begun, if `begun`.
+impl Pen {
+    fn start(mut out: impl Write + Send + 'static) -> io::Result<Self> {
+        let (batches, to_write) = std::sync::mpsc::channel::<Vec<u8>>();
+        let (done, written) = mpsc::unbounded_channel();
+        thread::Builder::new()
+            .name("event-log".to_owned())
+            .spawn(move || {
+                for lines in to_write {
+                    // Nobody takes it any more once the process ends.
+                    let _ = done.send(write(&mut out, lines));
+                }
+            })?;
+        Ok(Self { batches, written })
+    }
+
+    /// Writes a batch; `None` if the thread has died.
+    async fn write(&mut self, lines: Vec<u8>) -> Option<Written> {
+        self.batches.send(lines).ok()?;
+        self.written.recv().await
+    }
+}
+
+async fn write_events(mut entries: mpsc::UnboundedReceiver<Entry>, mut pen: Pen) {
+    // Begins with the rest of a line that an earlier batch has begun.
     let mut lines = Vec::new();
-    let mut begun = false;
     let mut waiting = Vec::new();
-    while let Ok(entry) = entries.recv() {
+    while let Some(entry) = entries.recv().await {
+        let begun = !lines.is_empty();
         let mut next = Some(entry);
         while let Some(Entry { event, outcome, .. }) = next {
             if !outcome.is_closed() {
@@ -147,42 +179,56 @@ fn write_events(mut out: impl Write, entries: &mpsc::Receiver<Entry>) {
                 None
             };
         }
-        let (written, result) = write(&mut out, &lines);
+        let Some(written) = pen.write(lines).await else {
+            return;
+        };
         for (end, outcome) in waiting.drain(..) {
+            let whole = end <= written.count;
             // A sender that has given up meanwhile needs no answer.
-            let _ = outcome.send(if end <= written { Ok(()) } else { result });
+            let _ = outcome.send(if whole { Ok(()) } else { written.result });
         }
-        begun = lines[..written].last().map_or(begun, |&last| last != b'\n');
-        let end = lines.iter().skip(written).position(|&byte| byte == b'\n');
-        match end {
-            Some(end) if begun => {
-                lines.truncate(written + end + 1);
-                lines.drain(..written);
-            }
-            _ => lines.clear(),
-        }
+        lines = rest_of_line(written, begun);
         lines.shrink_to(BATCH);
     }
     // The last chance of a line that has been begun; nobody waits for it any more.
-    let _ = write(&mut out, &lines);
+    let _ = pen.write(lines).await;
 }
 
-/// Writes as much as can be written; returns how much, and why not all.
-fn write(out: &mut impl Write, bytes: &[u8]) -> (usize, Result<(), ErrorKind>) {
-    let mut written = 0;
-    while written < bytes.len() {
-        match out.write(&bytes[written..]) {
-            Ok(0) => return (written, Err(ErrorKind::WriteZero)),
-            Ok(count) => written += count,
+/// The rest of the line that a batch, or one before it if `begun`, has begun and not finished.
+fn rest_of_line(
+    Written {
+        mut lines, count, ..
+    }: Written,
+    begun: bool,
+) -> Vec<u8> {
+    let begun = lines[..count].last().map_or(begun, |&last| last != b'\n');
+    lines.drain(..count);
+    let end = lines.iter().position(|&byte| byte == b'\n');
+    lines.truncate(end.filter(|_| begun).map_or(0, |end| end + 1));
+    lines
+}
+
+/// Writes as much as can be written.
+fn write(out: &mut impl Write, lines: Vec<u8>) -> Written {
+    let mut count = 0;
+    let mut result = Ok(());
+    while count < lines.len() && result.is_ok() {
+        match out.write(&lines[count..]) {
+            Ok(0) => result = Err(ErrorKind::WriteZero),
+            Ok(more) => count += more,
             Err(error) => match error.kind() {
                 ErrorKind::Interrupted => {}
                 // Somebody who shares the pipe made it non-blocking: wait as a blocking one would.
                 ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(5)),
-                kind => return (written, Err(kind)),
+                kind => result = Err(kind),
             },
         }
     }
-    (written, Ok(()))
+    Written {
+        lines,
+        count,
+        result,
+    }
 }
 
 /// Appends the line of an event: JSON, whatever the body is.
