@@ -242,19 +242,20 @@ fn push_line(lines: &mut Vec<u8>, body: &[u8]) {
         Ok(text) if !text.starts_with("hex:") => Cow::Owned(Value::from(text).to_string()),
         _ => Cow::Owned(Value::from(format!("hex:{}", hex::encode(body))).to_string()),
     };
-    let mut rest = &*line;
-    while let Some(at) = rest.find(|c| matches!(c, '\n' | '\r' | '\u{80}'..='\u{9f}')) {
-        let (plain, from) = rest.split_at(at);
-        lines.extend_from_slice(plain.as_bytes());
-        let mut from = from.chars();
-        match from.next() {
-            // A control character that is not ASCII stands inside a string, where JSON can escape it.
-            Some(c) if !c.is_ascii() => lines.extend(format!("\\u{:04x}", u32::from(c)).bytes()),
-            _ => lines.push(b' '),
+    // Looked for without an early end, which is faster by far; 0xc2 begins U+0080 to U+00BF.
+    let odd = |found, byte| found | matches!(byte, b'\n' | b'\r' | 0xc2);
+    if line.bytes().fold(false, odd) {
+        for c in line.chars() {
+            match c {
+                '\n' | '\r' => lines.push(b' '),
+                // It stands inside a string, where JSON can escape it.
+                '\u{80}'..='\u{9f}' => lines.extend(format!("\\u{:04x}", u32::from(c)).bytes()),
+                _ => lines.extend(c.encode_utf8(&mut [0; 4]).bytes()),
+            }
         }
-        rest = from.as_str();
+    } else {
+        lines.extend_from_slice(line.as_bytes());
     }
-    lines.extend_from_slice(rest.as_bytes());
     lines.push(b'\n');
 }
 
