@@ -15,8 +15,8 @@ use crate::signer::Forgery;
 
 const EXIT_CODES: &str = "\
 Exit code:
-  0  every event was acknowledged; with --forge: every event was refused with 400
-  1  some were not
+  0  every event was acknowledged
+  1  some were not, as it should be with --forge
   2  bad arguments";
 
 /// Acts as a Data Connector: posts signed events to a receiver until it acknowledges them.

@@ -106,15 +106,9 @@ impl Tally {
 }
 
 impl Summary {
-    /// Whether nothing is left to deliver.
+    /// Whether every event was acknowledged.
     pub(crate) fn all_acknowledged(&self) -> bool {
         self.given_up == 0 && self.queued == 0
-    }
-
-    /// Whether every event was attempted, and every attempt refused with 400.
-    pub(crate) fn all_refused(&self) -> bool {
-        let bad_request = |refusals: &Refusals| refusals.status == Some(400);
-        self.success == 0 && self.queued == 0 && self.refusals.iter().all(bad_request)
     }
 }
 
