@@ -129,8 +129,8 @@ fn parse_url(argument: &str) -> Result<Uri, String> {
 
 fn parse_rate(argument: &str) -> Result<f64, String> {
     match argument.parse() {
-        Ok(rate) if rate > 0.0 && f64::is_finite(rate) => Ok(rate),
-        _ => Err("it must be a number above 0".to_owned()),
+        Ok(rate) if rate >= 0.001 && f64::is_finite(rate) => Ok(rate),
+        _ => Err("it must be a number of at least 0.001".to_owned()),
     }
 }
 

@@ -25,7 +25,7 @@ pub(crate) struct Delivery {
     pub(crate) signer: Signer,
     pub(crate) source: Source,
     pub(crate) events: u32,
-    /// How many events arise in a second; all at once if that is not said.
+    /// How many events arise in a second, at least 0.001; all at once if that is not said.
     pub(crate) rate: Option<f64>,
     /// How old an event may get; with zero each gets one attempt.
     pub(crate) give_up_after: Duration,
@@ -88,7 +88,7 @@ impl Delivery {
 
     fn since_start(&self, number: u32) -> Duration {
         self.rate.map_or(Duration::ZERO, |rate| {
-            Duration::try_from_secs_f64(f64::from(number) / rate).unwrap_or(Duration::MAX)
+            Duration::from_secs_f64(f64::from(number) / rate)
         })
     }
 
