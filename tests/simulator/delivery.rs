@@ -41,7 +41,7 @@ pub(crate) enum Outcome {
     Acknowledged(Duration),
     /// The attempt failed.
     Refused(Refusal),
-    /// The event got too old.
+    /// The event got too old, or would be before another attempt.
     GivenUp,
 }
 
@@ -64,7 +64,7 @@ impl Delivery {
 
     /// Attempts until the end of one event, which is returned.
     async fn deliver(&self, number: u32, arose: Instant, outcomes: &Sender<Outcome>) -> Outcome {
-        if self.too_old(arose) && !self.give_up_after.is_zero() {
+        if arose.elapsed() >= self.give_up_after && !self.give_up_after.is_zero() {
             return Outcome::GivenUp;
         }
         let body = self.source.body(number);
@@ -77,11 +77,12 @@ impl Delivery {
                     let _ = outcomes.send(Outcome::Refused(refusal)).await;
                 }
             }
-            if self.too_old(arose) {
+            // Not all at the same moment.
+            let pause = longest.mul_f64(0.5 + fastrand::f64() / 2.0);
+            if arose.elapsed() + pause >= self.give_up_after {
                 return Outcome::GivenUp;
             }
-            // Not all at the same moment.
-            sleep(longest.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+            sleep(pause).await;
             longest = (2 * longest).min(LONGEST_PAUSE);
         }
     }
@@ -90,9 +91,5 @@ impl Delivery {
         self.rate.map_or(Duration::ZERO, |rate| {
             Duration::from_secs_f64(f64::from(number) / rate)
         })
-    }
-
-    fn too_old(&self, arose: Instant) -> bool {
-        arose.elapsed() >= self.give_up_after
     }
 }
