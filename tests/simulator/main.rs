@@ -64,11 +64,13 @@ fn start(args: Args) -> Result<ExitCode, String> {
         next: 0.into(),
         start: Instant::now(),
     };
-    let tally = tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| format!("cannot start the runtime: {error}"))?
-        .block_on(deliver(delivery, args.connections, args.forge));
+        .map_err(|error| format!("cannot start the runtime: {error}"))?;
+    let tally = runtime.block_on(deliver(delivery, args.connections, args.forge));
+    // A host's name that is still being looked up delays no summary.
+    runtime.shutdown_background();
     let summary = tally.sum_up();
     if args.json {
         let _ = write!(io::stderr(), "{summary}");
@@ -107,8 +109,10 @@ async fn deliver(delivery: Delivery, connections: u16, forge: Option<Forgery>) -
         }
     };
     tokio::select! {
+        // What has come by a SIGINT counts.
+        biased;
         () = all => {}
-        _ = tokio::signal::ctrl_c() => {}
+        Ok(()) = tokio::signal::ctrl_c() => {}
     }
     bar.finish_and_clear();
     tally
