@@ -22,11 +22,10 @@ pub(crate) struct Tally {
 /// What came of all events.
 #[derive(Debug, Serialize)]
 pub(crate) struct Summary {
-    /// Attempts that were answered 2xx.
+    /// Attempts that were answered 2xx, each of which took an event out of the queue.
     success: u64,
     /// Attempts that were answered something else, or nothing.
     error: u64,
-    acknowledged: u64,
     given_up: u64,
     queued: u64,
     refusals: Vec<Refusals>,
@@ -83,11 +82,9 @@ impl Tally {
         let seconds = self.start.elapsed().as_secs_f64();
         let gone = self.gone();
         self.latencies.sort_unstable();
-        let acknowledged = self.latencies.len() as u64;
         Summary {
-            success: acknowledged,
+            success: self.latencies.len() as u64,
             error: self.refusals.values().sum(),
-            acknowledged,
             given_up: self.given_up,
             queued: self.events - gone,
             refusals: self
@@ -139,7 +136,6 @@ impl fmt::Display for Summary {
                 .map_or(String::new(), |status| format!("{status} "));
             writeln!(f, "  {:>9} x  {status}{}", refusals.count, refusals.text)?;
         }
-        writeln!(f, "Acknowledged  {:>9}", self.acknowledged)?;
         writeln!(f, "Given up      {:>9}", self.given_up)?;
         writeln!(f, "Still queued  {:>9}", self.queued)?;
         if let Some(Latency { p50, p99, max }) = self.latency_ms {
