@@ -24,7 +24,11 @@ Exit code:
 /// An event stays in the queue until the receiver answers 200 (any 2xx) within 10 s; otherwise it
 /// is sent again after a pause that doubles from 0.2 s to 10 s. SIGINT (Ctrl-C) stops.
 #[derive(Debug, Parser)]
-#[command(name = "data-connector", after_help = EXIT_CODES)]
+#[command(
+    name = "data-connector",
+    override_usage = "DT_SIGNATURE_SECRET=<SECRET> data-connector [OPTIONS] <URL>",
+    after_help = EXIT_CODES
+)]
 pub(crate) struct Args {
     /// The receiver's URL, like <http://localhost:8080> or <https://my-app-1a2b3c.herokuapp.com>
     #[arg(value_parser = parse_url)]

@@ -87,7 +87,9 @@ impl Endpoint {
             Err(_) => Err(Refusal {
                 status: None,
                 text: format!("no answer within {PATIENCE:?}"),
-                advice: Some("No answer in time: see whether the receiver or its stdout hangs."),
+                advice: Some(
+                    "No answer in time: is that the receiver's address? Does it, or its stdout, hang?",
+                ),
             }),
         }
     }
@@ -99,7 +101,9 @@ fn refused(answer: &Response<Bytes>) -> Refusal {
         StatusCode::BAD_REQUEST => {
             "400: is the secret the same as the receiver's DT_SIGNATURE_SECRET? Its log says more."
         }
-        StatusCode::NOT_FOUND => "404: the receiver has one path, /; is that the URL's?",
+        StatusCode::NOT_FOUND => {
+            "404: the receiver has one path, /; is that the URL's, and is the host the receiver's?"
+        }
         StatusCode::METHOD_NOT_ALLOWED => "405: no POST there; is this URL the receiver's?",
         StatusCode::PAYLOAD_TOO_LARGE => "413: the body is too large for the receiver.",
         status if status.is_redirection() => {
@@ -137,7 +141,8 @@ fn failed(error: &legacy::Error) -> Refusal {
     let kind = cause.downcast_ref().map(io::Error::kind);
     let advice = match kind {
         _ if !error.is_connect() => {
-            "The connection ended without an answer: has the receiver stopped? Its log says more."
+            "The connection ended without an answer: has the receiver stopped, or is it https:// there? \
+             Its log says more."
         }
         Some(ErrorKind::ConnectionRefused) => {
             "Nothing listens there: is the receiver running, and is the URL's port its own?"
