@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fmt::Write;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -12,49 +12,13 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::helpers::{Output, PROGRAM, Receiver, SECRET, SOON, lines};
-
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
-}
+use crate::helpers::{self, Output, Receiver, SOON, free_port, lines};
 
 fn simulator(port: u16, events: &str, rate: &str) -> Child {
-    let folder = Path::new(PROGRAM).parent().unwrap();
-    // cargo builds the examples for some ways of `cargo test`, and not for others.
-    let mut build = Command::new(env!("CARGO"));
-    build.args([
-        "build",
-        "--quiet",
-        "--example",
-        "data-connector",
-        "--target-dir",
-    ]);
-    build
-        .arg(folder.parent().unwrap())
-        .current_dir(env!("CARGO_MANIFEST_DIR"));
-    if folder.ends_with("release") {
-        build.arg("--release");
-    }
-    assert!(build.status().unwrap().success());
-    let program = folder.join("examples/data-connector");
-    Command::new(program)
+    helpers::simulator()
         .arg(format!("http://127.0.0.1:{port}"))
-        .args([
-            "--events",
-            events,
-            "--rate",
-            rate,
-            "--connections",
-            "16",
-            "--json",
-        ])
-        .env("DT_SIGNATURE_SECRET", SECRET)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
+        .args(["--events", events, "--rate", rate])
+        .args(["--connections", "16", "--json"])
         .stderr(Stdio::null())
         .spawn()
         .unwrap()

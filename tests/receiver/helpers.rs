@@ -1,9 +1,10 @@
 //! A receiver to test, a client to talk to it, tokens to sign with.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, LazyLock, Mutex};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -340,6 +341,41 @@ fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
         let (found, value) = line.split_once(": ")?;
         found.eq_ignore_ascii_case(name).then_some(value)
     })
+}
+
+/// A port on which nothing listens.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// A Data Connector, simulated, with the receivers' secret.
+pub fn simulator() -> Command {
+    static SIMULATOR: LazyLock<PathBuf> = LazyLock::new(build_simulator);
+    let mut command = Command::new(&*SIMULATOR);
+    command
+        .env_clear()
+        .env("DT_SIGNATURE_SECRET", SECRET)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// Builds the simulator: cargo does for some ways of `cargo test`, and not for others.
+fn build_simulator() -> PathBuf {
+    let folder = Path::new(PROGRAM).parent().unwrap();
+    let mut build = Command::new(env!("CARGO"));
+    build
+        .args(["build", "--quiet", "--example", "data-connector"])
+        .arg("--target-dir")
+        .arg(folder.parent().unwrap())
+        .current_dir(env!("CARGO_MANIFEST_DIR"));
+    if folder.ends_with("release") {
+        build.arg("--release");
+    }
+    assert!(build.status().unwrap().success());
+    folder.join("examples/data-connector")
 }
 
 /// Seconds since 1970.
