@@ -18,6 +18,7 @@ mod helpers;
 mod properties;
 mod protocol;
 mod refused;
+mod simulator;
 mod start_and_stop;
 mod stderr_faults;
 mod stdout_faults;
