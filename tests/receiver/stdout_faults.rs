@@ -261,6 +261,8 @@ fn a_stalled_stdout_does_not_hold_up_the_end() {
     // One that waits for stdout when the signal comes: it gets its answer first.
     let mut client = receiver.client();
     client.send(&event(b"{}"));
+    // Answers on later connections show that it has been read.
+    assert_lively(&receiver);
     receiver.signal(Signal::SIGTERM);
     client.answer().assert(503, "Could not log the event.");
     let stopped = receiver.wait();
