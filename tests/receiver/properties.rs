@@ -2,8 +2,8 @@
 
 use std::future::Future;
 use std::io::{self, ErrorKind, Write};
-use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
 use data_connector_receiver::config::Secret;
@@ -16,6 +16,7 @@ use data_connector_receiver::verify::{VerifiedEvent, Verifier};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use serde_json::Value;
+use tokio::task::JoinHandle;
 
 use crate::helpers::{EVENT, SECRET, SOON, lines, token};
 
@@ -94,6 +95,15 @@ fn command() -> impl Strategy<Value = Command> {
     ]
 }
 
+/// Appends an event, beginning when the test next yields.
+fn spawn_append(log: &Arc<EventLog>, body: Vec<u8>) -> JoinHandle<Result<(), Refusal>> {
+    let log = Arc::clone(log);
+    tokio::spawn(async move {
+        let room = log.room(body.len()).await?;
+        log.append(room, verified(&body)).await
+    })
+}
+
 /// Appends rounds of events, those of a round at once; each event's body and what became of it.
 async fn append(log: EventLog, rounds: &[usize]) -> Vec<(Vec<u8>, Result<(), Refusal>)> {
     let log = Arc::new(log);
@@ -102,15 +112,10 @@ async fn append(log: EventLog, rounds: &[usize]) -> Vec<(Vec<u8>, Result<(), Ref
         let mut appending = Vec::new();
         for event in 0..events {
             let body = format!(r#"{{"round":{round},"event":{event}}}"#).into_bytes();
-            let log = Arc::clone(&log);
-            appending.push(tokio::spawn(async move {
-                let room = log.room(body.len()).await.unwrap();
-                let outcome = log.append(room, verified(&body)).await;
-                (body, outcome)
-            }));
+            appending.push((body.clone(), spawn_append(&log, body)));
         }
-        for append in appending {
-            outcomes.push(append.await.unwrap());
+        for (body, append) in appending {
+            outcomes.push((body, append.await.unwrap()));
         }
     }
     outcomes
@@ -274,16 +279,10 @@ fn an_event_whose_sender_gave_up_before_it_was_begun_is_not_written() {
     block_on(async {
         let (log, mut writer) = EventLog::start(out).unwrap();
         let log = Arc::new(log);
-        let post = |body: &'static [u8]| {
-            let log = Arc::clone(&log);
-            tokio::spawn(async move {
-                let room = log.room(body.len()).await.unwrap();
-                log.append(room, verified(body)).await
-            })
-        };
+        let post = |body: &[u8]| spawn_append(&log, body.to_vec());
         let begun = post(b"1");
         // Let the writer begin it; it will be at it for 200 ms.
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
         let given_up = post(b"2");
         tokio::task::yield_now().await;
         given_up.abort();
@@ -298,6 +297,76 @@ fn an_event_whose_sender_gave_up_before_it_was_begun_is_not_written() {
 }
 
 #[test]
+fn of_an_event_that_failed_only_what_was_begun_is_written() {
+    let full = Command::Fail(ErrorKind::StorageFull);
+    for (commands, expected) in [
+        (vec![full], "2\n"),
+        (vec![full, Command::Take(1)], "11\n2\n"),
+    ] {
+        let commands = Arc::new(Mutex::new(commands));
+        let out = Commanded {
+            commands,
+            ..Commanded::default()
+        };
+        let taken = Arc::clone(&out.taken);
+        block_on(async {
+            let (log, mut writer) = EventLog::start(out).unwrap();
+            let log = Arc::new(log);
+            let failed = spawn_append(&log, b"11".to_vec()).await.unwrap();
+            assert_eq!(failed, Err(Refusal::Unwritten(ErrorKind::StorageFull)));
+            spawn_append(&log, b"2".to_vec()).await.unwrap().unwrap();
+            drop(log);
+            writer.ended().await;
+        });
+        let taken = taken.lock().unwrap();
+        assert_eq!(String::from_utf8_lossy(&taken), expected);
+    }
+}
+
+/// A stdout that tells how many bytes each write has, and returns from none before it is let go.
+struct Gated {
+    lengths: mpsc::Sender<usize>,
+    let_go: mpsc::Receiver<()>,
+}
+
+impl Write for Gated {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.lengths.send(bytes.len()).unwrap();
+        // It is let go for good once the sender is dropped.
+        let _ = self.let_go.recv();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn what_has_queued_up_is_written_with_one_call_for_each_64_kib() {
+    let (lengths, written) = mpsc::channel();
+    let (hold, let_go) = mpsc::channel();
+    block_on(async {
+        let (log, mut writer) = EventLog::start(Gated { lengths, let_go }).unwrap();
+        let log = Arc::new(log);
+        let first = spawn_append(&log, b"1".to_vec());
+        tokio::task::yield_now().await;
+        assert_eq!(written.recv_timeout(SOON), Ok(2));
+        let line = vec![b'1'; 16 * 1024 - 1];
+        let queued: Vec<_> = (0..9).map(|_| spawn_append(&log, line.clone())).collect();
+        tokio::task::yield_now().await;
+        drop(hold);
+        for append in queued.into_iter().chain([first]) {
+            append.await.unwrap().unwrap();
+        }
+        drop(log);
+        writer.ended().await;
+    });
+    let written: Vec<usize> = written.iter().collect();
+    assert_eq!(written, [64 * 1024, 64 * 1024, 16 * 1024]);
+}
+
+#[test]
 fn room_is_bounded_and_given_back() {
     block_on(async {
         let (log, _writer) = EventLog::start(Commanded::default()).unwrap();
@@ -308,10 +377,37 @@ fn room_is_bounded_and_given_back() {
             }
             taken
         };
-        tokio::time::timeout(std::time::Duration::from_millis(50), log.room(1024 * 1024))
+        tokio::time::timeout(Duration::from_millis(50), log.room(1024 * 1024))
             .await
             .expect_err("32 MiB are taken, but for what the room of each costs");
         drop(taken);
         log.room(1024 * 1024).await.unwrap();
+    });
+}
+
+#[test]
+fn waiting_for_room_and_for_stdout_takes_5_s_together() {
+    let (lengths, written) = mpsc::channel();
+    let (_hold, let_go) = mpsc::channel();
+    block_on(async {
+        let (log, _writer) = EventLog::start(Gated { lengths, let_go }).unwrap();
+        let log = Arc::new(log);
+        let _holds_up = spawn_append(&log, b"1".to_vec());
+        tokio::task::yield_now().await;
+        assert_eq!(written.recv_timeout(SOON), Ok(2));
+        let mut taken = Vec::new();
+        for _ in 0..31 {
+            taken.push(log.room(1024 * 1024).await.unwrap());
+        }
+        let begun = Instant::now();
+        let body = vec![b'1'; 1024 * 1024];
+        let [gets_room, gets_none] = [0, 1].map(|_| spawn_append(&log, body.clone()));
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        taken.pop();
+        for append in [gets_none, gets_room] {
+            assert_eq!(append.await.unwrap(), Err(Refusal::StalledStdout));
+            let took = begun.elapsed();
+            assert!((5000..5500).contains(&took.as_millis()), "{took:?}");
+        }
     });
 }
