@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, killpg};
@@ -19,9 +20,17 @@ fn cannot_start(change: impl FnOnce(&mut Command) -> &mut Command) -> String {
         .env_clear()
         .env("DT_SIGNATURE_SECRET", SECRET)
         .env("PORT", "0")
-        .stdin(Stdio::null());
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     change(&mut command);
-    let output = command.output().unwrap();
+    let mut child = command.spawn().unwrap();
+    let begun = Instant::now();
+    while child.try_wait().unwrap().is_none() && begun.elapsed() < SOON {
+        thread::sleep(Duration::from_millis(2));
+    }
+    let _ = child.kill();
+    let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(output.stdout.is_empty(), "{output:?}");
     let stderr = String::from_utf8(output.stderr).unwrap();
@@ -95,6 +104,8 @@ fn a_port_in_use_is_said_in_one_line() {
     for taken in [
         TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)),
         TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)),
+        // IPv4 alone, which is free, would not do.
+        TcpListener::bind((Ipv6Addr::LOCALHOST, 0)),
     ] {
         // A machine may have no IPv6.
         let Ok(taken) = taken else { continue };
@@ -126,6 +137,32 @@ fn it_listens_on_ipv4_and_ipv6() {
             .ask(&event(EVENT))
             .assert_ok();
     }
+}
+
+#[test]
+fn it_listens_on_ipv4_where_there_is_no_ipv6() {
+    let no_ipv6 = "
+        #include <errno.h>
+        #include <sys/socket.h>
+        #include <sys/syscall.h>
+        #include <unistd.h>
+        int socket(int family, int type, int protocol) {
+            if (family != AF_INET6) return syscall(SYS_socket, family, type, protocol);
+            errno = EAFNOSUPPORT;
+            return -1;
+        }";
+    let folder = tempfile::tempdir().unwrap();
+    let (source, library) = (folder.path().join("no.c"), folder.path().join("no.so"));
+    fs::write(&source, no_ipv6).unwrap();
+    let mut cc = Command::new("cc");
+    cc.args(["-D_GNU_SOURCE", "-shared", "-fPIC", "-o"]);
+    assert!(cc.args([&library, &source]).status().unwrap().success());
+    let receiver = Receiver::start_with(|command| {
+        command.env("LD_PRELOAD", library);
+    });
+    receiver.stderr.wait_for("listening on 0.0.0.0:");
+    receiver.post(EVENT).assert_ok();
+    assert_eq!(receiver.stop().lines(), [EVENT]);
 }
 
 #[test]
