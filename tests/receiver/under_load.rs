@@ -173,6 +173,7 @@ fn out_of_file_descriptors_it_neither_spins_nor_dies_and_serves_on() {
         .envs([("DT_SIGNATURE_SECRET", SECRET), ("PORT", "0")])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
+    let begun = Instant::now();
     let receiver = Receiver::run(command);
     let hoard: Vec<Client> = (0..60).map(|_| receiver.client()).collect();
     receiver
@@ -189,6 +190,13 @@ fn out_of_file_descriptors_it_neither_spins_nor_dies_and_serves_on() {
     let stopped = receiver.stop();
     assert_eq!(stopped.status.code(), Some(0));
     assert_eq!(stopped.lines(), [EVENT; 11]);
+    // It tries again ten times a second, and says so once in 10 s.
+    let complaints = stopped.stderr.matches("cannot accept connections").count();
+    assert!(
+        complaints as u64 <= 1 + begun.elapsed().as_secs() / 10,
+        "{}",
+        stopped.stderr
+    );
 }
 
 #[test]
