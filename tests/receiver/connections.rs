@@ -1,6 +1,6 @@
 //! Clients without the secret can't stall the receiver, nor make it grow.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,7 @@ fn drip(mut client: Client, first: &[u8], drip: &[u8], limit: Duration) -> Optio
     while since.elapsed() < limit {
         let mut byte = [0];
         match std::io::Read::read(&mut client.stream(), &mut byte) {
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             // The end, or the refusal that comes before it.
             _ => return Some(since.elapsed()),
         }
@@ -59,17 +59,21 @@ fn a_request_that_drips_is_cut_off_15_s_after_its_first_byte() {
         "POST / HTTP/1.1\r\nHost: a\r\nX-Dt-Signature: {}\r\nTransfer-Encoding: chunked\r\n\r\n",
         token(EVENT)
     );
-    let cases: [(&[u8], &[u8]); 4] = [
-        (b"P", b"O"),
-        (b"POST / HTTP/1.1\r\nA: b", b"c"),
-        (&body[..request.len() - EVENT.len()], &EVENT[..100]),
-        (chunked.as_bytes(), b"1\r\n1\r\n"),
+    let cases: [(u64, &[u8], &[u8]); 5] = [
+        (0, b"P", b"O"),
+        // The 15 s begin with its first byte, not with the connection.
+        (5, b"P", b"O"),
+        (0, b"POST / HTTP/1.1\r\nA: b", b"c"),
+        (0, &body[..request.len() - EVENT.len()], &EVENT[..100]),
+        (0, chunked.as_bytes(), b"1\r\n1\r\n"),
     ];
     thread::scope(|scope| {
-        for (first, more) in cases {
+        for (silent, first, more) in cases {
             let receiver = &receiver;
             scope.spawn(move || {
-                let lived = drip(receiver.client(), first, more, Duration::from_secs(20));
+                let client = receiver.client();
+                thread::sleep(Duration::from_secs(silent));
+                let lived = drip(client, first, more, Duration::from_secs(20));
                 let lived = lived.expect("cut off");
                 assert!(lived > Duration::from_millis(14_500), "{lived:?}");
                 assert!(lived < Duration::from_secs(18), "{lived:?}");
@@ -179,6 +183,30 @@ fn when_all_connections_are_taken_the_longest_silent_one_makes_room() {
         receiver.stop().lines(),
         [b"1", b"2", b"3", b"4", b"5", b"6"]
     );
+}
+
+#[test]
+fn a_client_that_reads_no_answers_makes_room_like_a_silent_one() {
+    if !many_descriptors() {
+        return;
+    }
+    let receiver = Receiver::start();
+    let mut deaf = receiver.client();
+    deaf.stream()
+        .set_write_timeout(Some(Duration::from_secs(1)))
+        .unwrap();
+    // Until the receiver can't answer, and so reads no more.
+    let requests = b"POST / HTTP/1.1\r\n\r\n".repeat(1000);
+    while deaf.try_send(&requests).is_ok() {}
+    let hoard: Vec<Client> = (1..MAX_CONNECTIONS).map(|_| receiver.client()).collect();
+    receiver.post(EVENT).assert_ok();
+    let error = deaf.try_send(b"P").unwrap_err();
+    assert!(
+        [ErrorKind::ConnectionReset, ErrorKind::BrokenPipe].contains(&error.kind()),
+        "{error}"
+    );
+    drop(hoard);
+    assert_eq!(receiver.stop().lines(), [EVENT]);
 }
 
 #[test]
