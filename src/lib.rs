@@ -11,7 +11,7 @@
 //!          how long                   proven   read     compared written
 //! ```
 //!
-//! 1. [`listener`] accepts the connection and keeps it within its limits.
+//! 1. [`listener`] accepts the connection, and [`connection`] keeps it within its limits.
 //! 2. [`router`] takes the one `X-Dt-Signature` header of a POST on `/`.
 //! 3. [`verify::Verifier::prove`] proves the token from the header alone; only then is a byte of
 //!    the body read, so only a holder of the secret can make the receiver buffer one.
@@ -35,6 +35,7 @@
 //! until a signal.
 
 pub mod config;
+pub mod connection;
 pub mod diagnostics;
 pub mod event_log;
 pub mod listener;

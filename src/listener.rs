@@ -1,50 +1,24 @@
-//! Bounded connections: how many, for how long, with how much of a head.
-//!
-//! axum's `serve` sets no timer and lets a connection buffer some 400 KB of head. The limits here
-//! hold at the socket, whatever the protocol above it does.
+//! Bounded connections: how many are served at once, and who makes room for one more.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::extract::connect_info::Connected;
-use axum::serve::IncomingStream;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::futures::OwnedNotified;
+use tokio::net::TcpListener;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, sleep};
 use tracing::warn;
+
+use crate::connection::Connection;
 
 /// Connections that are served at once; when one more comes, the one that has kept the receiver
 /// waiting longest makes room for it.
 pub const MAX_CONNECTIONS: usize = 1024;
 
-/// The most that a connection may send before a head is whole, in bytes.
-pub const MAX_HEAD: usize = 16 * 1024;
-
-/// How long a request may take to arrive whole, from its first byte. The sender gives up at 10 s
-/// ("Best practices").
-pub const ARRIVAL: Duration = Duration::from_secs(15);
-
-/// How long a connection may say nothing. Longer than the 90 s after which Heroku's router closes
-/// its own ("HTTP routing"): whoever closes first may cut off a request that is under way.
-pub const IDLE: Duration = Duration::from_secs(120);
-
-/// How long after an answer a connection that is being closed may still send. Closed at once it
-/// would be reset, and a client that is still sending would never read its answer.
-const LINGER: Duration = Duration::from_millis(500);
-
-/// The most that one read takes, in bytes. hyper doubles its buffer, of 8 KiB at first, whenever a
-/// read fills it.
-const READ: usize = 4 * 1024;
-
 /// How long to wait when the operating system has no connection to give.
-const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// How long one line says so.
 const QUIET: Duration = Duration::from_secs(10);
@@ -58,27 +32,6 @@ pub struct Listener {
     waiting: Arc<Notify>,
     complained: Option<Instant>,
 }
-
-/// A connection within its limits.
-#[derive(Debug)]
-pub struct Connection {
-    stream: Take<TcpStream>,
-    /// Bytes read since the last answer.
-    read: usize,
-    head: Head,
-    answered: Option<Instant>,
-    deadline: Instant,
-    /// Rings at the deadline or before it.
-    alarm: Pin<Box<Sleep>>,
-    /// Comes when this connection must make room.
-    eviction: Pin<Box<OwnedNotified>>,
-    waiting: Arc<Notify>,
-    _slot: Option<OwnedSemaphorePermit>,
-}
-
-/// A connection's word on whether the head of a request has arrived; the handler gives it.
-#[derive(Clone, Debug, Default)]
-pub struct Head(Arc<AtomicBool>);
 
 impl Listener {
     /// Listens on `port` of all addresses: of IPv6 and IPv4, or of IPv4 where there is no IPv6.
@@ -149,146 +102,13 @@ impl axum::serve::Listener for Listener {
     }
 }
 
-impl Head {
-    /// The head of the request has arrived: what is read from now on is its body.
-    pub fn arrived(&self) {
-        self.0.store(true, Relaxed);
-    }
-}
-
-impl Connected<IncomingStream<'_, Listener>> for Head {
-    fn connect_info(stream: IncomingStream<'_, Listener>) -> Self {
-        stream.io().head.clone()
-    }
-}
-
-impl Connection {
-    fn new(stream: TcpStream, slot: Option<OwnedSemaphorePermit>, waiting: Arc<Notify>) -> Self {
-        Self {
-            stream: stream.take(0),
-            read: 0,
-            head: Head::default(),
-            answered: None,
-            deadline: Instant::now() + IDLE,
-            alarm: Box::pin(sleep(ARRIVAL)),
-            eviction: Box::pin(Arc::clone(&waiting).notified_owned()),
-            waiting,
-            _slot: slot,
-        }
-    }
-
-    fn answered(&mut self) {
-        let now = Instant::now();
-        self.read = 0;
-        self.head.0.store(false, Relaxed);
-        self.answered = Some(now);
-        self.deadline = now + IDLE;
-        self.eviction
-            .set(Arc::clone(&self.waiting).notified_owned());
-    }
-
-    /// Waits for the client no longer than the limits say; never returns otherwise.
-    fn poll_limits(&mut self, cx: &mut Context<'_>) -> Poll<io::ErrorKind> {
-        while self.alarm.as_mut().poll(cx).is_ready() {
-            let now = Instant::now();
-            if now >= self.deadline {
-                return Poll::Ready(io::ErrorKind::TimedOut);
-            }
-            // No later than ARRIVAL from now, so that a request that begins needs no new alarm.
-            self.alarm.as_mut().reset(self.deadline.min(now + ARRIVAL));
-        }
-        if self.head.0.load(Relaxed) {
-            return Poll::Pending;
-        }
-        self.eviction
-            .as_mut()
-            .poll(cx)
-            .map(|()| io::ErrorKind::ConnectionAborted)
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        let limit = if this.head.0.load(Relaxed) {
-            READ
-        } else {
-            READ.min(MAX_HEAD - this.read)
-        };
-        if limit == 0 {
-            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
-        }
-        this.stream.set_limit(limit as u64);
-        let filled = buffer.filled().len();
-        if Pin::new(&mut this.stream)
-            .poll_read(cx, buffer)?
-            .is_pending()
-        {
-            return this.poll_limits(cx).map(|error| Err(error.into()));
-        }
-        let count = buffer.filled().len() - filled;
-        if this.read == 0 && count > 0 {
-            this.deadline = Instant::now() + ARRIVAL;
-        }
-        this.read += count;
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        match Pin::new(this.stream.get_mut()).poll_write(cx, bytes)? {
-            Poll::Pending => this.poll_limits(cx).map(|error| Err(error.into())),
-            Poll::Ready(count) => {
-                // "100 Continue" asks for the body and answers nothing.
-                if !bytes.starts_with(b"HTTP/1.1 100 ") {
-                    this.answered();
-                }
-                Poll::Ready(Ok(count))
-            }
-        }
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.stream.get_mut()).poll_flush(cx)
-    }
-
-    /// Says goodbye, then hears the client out.
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        ready!(Pin::new(this.stream.get_mut()).poll_shutdown(cx))?;
-        let Some(until) = this.answered.map(|answered| answered + LINGER) else {
-            return Poll::Ready(Ok(()));
-        };
-        let mut ignored = [0; READ];
-        while Instant::now() < until {
-            let mut buffer = ReadBuf::new(&mut ignored);
-            match Pin::new(this.stream.get_mut()).poll_read(cx, &mut buffer) {
-                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
-                Poll::Ready(_) => break,
-                Poll::Pending => {
-                    this.alarm.as_mut().reset(until);
-                    ready!(this.alarm.as_mut().poll(cx));
-                }
-            }
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use axum::serve::Listener as _;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpStream;
+    use tokio::time::timeout;
 
     #[tokio::test]
     async fn an_eviction_that_comes_too_late_hits_no_new_connection() -> io::Result<()> {
@@ -296,7 +116,7 @@ mod tests {
         listener.waiting.notify_one();
         let _client = TcpStream::connect(listener.local_addr()?).await?;
         let (mut connection, _) = listener.accept().await;
-        let end = tokio::time::timeout(PAUSE, connection.read_u8()).await;
+        let end = timeout(PAUSE, connection.read_u8()).await;
         assert!(end.is_err(), "{end:?}");
         Ok(())
     }

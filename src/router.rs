@@ -16,8 +16,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use tokio::time::timeout;
 
+use crate::connection::Head;
 use crate::event_log::EventLog;
-use crate::listener::Head;
 use crate::refusal::Refusal;
 use crate::report::Report;
 use crate::verify::Verifier;

@@ -9,8 +9,9 @@ use tokio::sync::oneshot;
 use tokio::time::{interval, sleep, timeout};
 use tracing::{info, warn};
 
+use crate::connection::Head;
 use crate::event_log::Writer;
-use crate::listener::{Head, Listener};
+use crate::listener::Listener;
 use crate::report::Report;
 
 /// How long requests in flight may take once the receiver stops: longer than a request may take
