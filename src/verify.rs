@@ -46,6 +46,9 @@ struct Claims {
     nbf: Option<f64>,
     #[serde(default, deserialize_with = "present")]
     aud: Option<IgnoredAny>,
+    // Takes an object alone; without it, serde takes a list of these claims as well.
+    #[serde(flatten)]
+    _others: IgnoredAny,
 }
 
 impl Verifier {
@@ -82,7 +85,7 @@ impl Verifier {
         if header.crit.is_some() {
             return Err(Refusal::CriticalExtension);
         }
-        // A clock before 1970 fails every token rather than none.
+        // A clock before 1970 fails every token that expires rather than none.
         let now = now
             .duration_since(UNIX_EPOCH)
             .map_or(f64::INFINITY, |now| now.as_secs_f64());

@@ -220,7 +220,12 @@ fn every_token_that_is_not_dts_is_refused() {
             with_claims("checksum"),
             MalformedToken,
         ),
-        ("claims that are a list", with_claims("[]"), NoChecksum),
+        ("claims that are a list", with_claims("[]"), MalformedToken),
+        (
+            "claims that are a list of their values",
+            with_claims(&json!([claims(EVENT)["checksum"]]).to_string()),
+            MalformedToken,
+        ),
         (
             "claims that are not UTF-8",
             {
