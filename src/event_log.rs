@@ -82,11 +82,15 @@ struct Written {
 impl EventLog {
     /// Starts what writes to `out`, which should not buffer; must be called in a tokio runtime.
     ///
+    /// A line that somebody else has `begun` in `out` and not finished is ended before another is
+    /// begun.
+    ///
     /// # Errors
     /// The operating system's, if it has no thread to give.
-    pub fn start(out: impl Write + Send + 'static) -> io::Result<(Self, Writer)> {
+    pub fn start(out: impl Write + Send + 'static, begun: bool) -> io::Result<(Self, Writer)> {
         let (queue, entries) = mpsc::unbounded_channel();
-        let task = tokio::spawn(write_events(entries, Pen::start(out)?));
+        let rest = if begun { vec![b'\n'] } else { Vec::new() };
+        let task = tokio::spawn(write_events(rest, entries, Pen::start(out)?));
         let room = Arc::new(Semaphore::new(ROOM));
         Ok((Self { queue, room }, Writer { task }))
     }
@@ -161,9 +165,12 @@ impl Pen {
     }
 }
 
-async fn write_events(mut entries: mpsc::UnboundedReceiver<Entry>, mut pen: Pen) {
-    // Begins with the rest of a line that an earlier batch has begun.
-    let mut lines = Vec::new();
+/// `lines` begins with the rest of a line that has been begun before.
+async fn write_events(
+    mut lines: Vec<u8>,
+    mut entries: mpsc::UnboundedReceiver<Entry>,
+    mut pen: Pen,
+) {
     let mut waiting = Vec::new();
     while let Some(entry) = entries.recv().await {
         let begun = !lines.is_empty();

@@ -1,7 +1,7 @@
 //! Composes the receiver, runs it and gives its exit code.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -49,7 +49,8 @@ async fn run(config: Config) -> Result<(), String> {
              connect stdout to what shall keep them"
         );
     }
-    let (log, writer) = EventLog::start(stdout)
+    let begun = ends_within_a_line(&stdout);
+    let (log, writer) = EventLog::start(stdout, begun)
         .map_err(|error| format!("cannot start a thread for events: {error}"))?;
     let report = Arc::new(Report::default());
     let verifier = Verifier::new(&config.secret);
@@ -81,6 +82,19 @@ fn stdout() -> io::Result<File> {
     return Ok(io::stdout().as_fd().try_clone_to_owned()?.into());
     #[cfg(windows)]
     return Ok(io::stdout().as_handle().try_clone_to_owned()?.into());
+}
+
+/// Whether it is a file whose last line another process has begun and not finished.
+fn ends_within_a_line(stdout: &File) -> bool {
+    let last_byte = || {
+        // What is open for writing alone can't be read.
+        let mut file = File::open("/dev/stdout")?;
+        file.seek(SeekFrom::End(-1))?;
+        let mut last = [0];
+        file.read_exact(&mut last).map(|()| last[0])
+    };
+    let is_file = stdout.metadata().is_ok_and(|metadata| metadata.is_file());
+    is_file && last_byte().is_ok_and(|last| last != b'\n')
 }
 
 /// Whether it takes every byte and keeps none; std makes one of a stdout that is closed at start.

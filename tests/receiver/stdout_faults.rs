@@ -207,6 +207,22 @@ fn a_disk_that_fills_up_and_is_emptied_again_keeps_every_line_whole() {
     }
 }
 
+#[test]
+fn a_line_that_an_earlier_process_left_unfinished_spoils_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let events = folder.path().join("events.jsonl");
+    for (before, ended) in [("", ""), ("1\n", "1\n"), ("1\n{\"be", "1\n{\"be\n")] {
+        fs::write(&events, before).unwrap();
+        let stdout = OpenOptions::new().append(true).open(&events);
+        let receiver = receiver_to(stdout.unwrap());
+        receiver.post(b"2").assert_ok();
+        receiver.post(b"3").assert_ok();
+        stop_at_once(receiver);
+        let written = fs::read_to_string(&events).unwrap();
+        assert_eq!(written, format!("{ended}2\n3\n"), "after {before:?}");
+    }
+}
+
 struct Unmount<'a>(&'a Path);
 
 impl Drop for Unmount<'_> {
