@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use tracing::error;
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -54,7 +53,10 @@ impl Diagnostics {
         let layer = tracing_subscriber::fmt::layer()
             .without_time()
             .with_target(false)
-            .with_writer(diagnostics.clone());
+            .with_writer({
+                let diagnostics = diagnostics.clone();
+                move || diagnostics.clone()
+            });
         tracing_subscriber::registry()
             .with(layer.with_filter(filter))
             .init();
@@ -87,13 +89,5 @@ impl Write for Diagnostics {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-impl<'a> MakeWriter<'a> for Diagnostics {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self {
-        self.clone()
     }
 }

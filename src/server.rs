@@ -50,17 +50,25 @@ pub async fn serve(
             report.tick();
         }
     };
-    tokio::select! {
-        result = server => result?,
-        () = overdue => warn!("requests are still in flight after {DRAIN:?}; they are cut off"),
+    let drained = tokio::select! {
+        result = server => {
+            result?;
+            true
+        }
+        () = overdue => {
+            warn!("requests are still in flight after {DRAIN:?}; they are cut off");
+            false
+        }
         () = writer.ended() => {
             return Err(io::Error::other("the thread that writes events has died"));
         }
-        () = ticks => {}
-    }
-    if timeout(LAST_WRITE, writer.ended()).await.is_err() {
+        () = ticks => false,
+    };
+    let written = timeout(LAST_WRITE, writer.ended()).await.is_ok();
+    if drained && !written {
         warn!(
-            "stdout is stalled; the end of its last line is missing, whose event was not answered 200"
+            "stdout is stalled; the end of its last line may be missing, \
+             whose event was not answered 200"
         );
     }
     report.sum_up();

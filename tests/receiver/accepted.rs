@@ -6,7 +6,7 @@ use crate::helpers::{
     EVENT, HEADER, Receiver, SECRET, claims, claims_with, event, post, sign, token,
 };
 
-/// Posts each body to a receiver of its own kind and returns the lines that it wrote.
+/// Posts each body to a receiver and returns the lines that it wrote.
 fn accepted(bodies: &[&[u8]]) -> Vec<Vec<u8>> {
     let receiver = Receiver::start();
     for body in bodies {

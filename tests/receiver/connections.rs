@@ -186,6 +186,29 @@ fn when_all_connections_are_taken_the_longest_silent_one_makes_room() {
 }
 
 #[test]
+fn a_request_whose_head_has_come_makes_no_room_and_keeps_nobody_waiting() {
+    if !many_descriptors() {
+        return;
+    }
+    let receiver = Receiver::start();
+    let mut client = receiver.client();
+    // Another connection's answer shows that the first one waits for its head, then for its body.
+    receiver.post(b"1").assert_ok();
+    let request = event(EVENT);
+    let (half, rest) = request.split_at(request.len() - 100);
+    client.send(half);
+    receiver.post(b"2").assert_ok();
+    let hoard: Vec<Client> = (1..MAX_CONNECTIONS).map(|_| receiver.client()).collect();
+    let begun = Instant::now();
+    receiver.post(b"3").assert_ok();
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    client.send(rest);
+    client.answer().assert_ok();
+    drop(hoard);
+    assert_eq!(receiver.stop().lines(), [b"1", b"2", b"3", EVENT]);
+}
+
+#[test]
 fn a_client_that_reads_no_answers_makes_room_like_a_silent_one() {
     if !many_descriptors() {
         return;
