@@ -97,24 +97,30 @@ fn measure(args: &Args) -> Result<(), Box<dyn Error>> {
         [] => Server::value_variants(),
         servers => servers,
     };
-    for &connections in &args.connections {
-        let load = Load {
-            connections,
-            time: Duration::from_secs(args.seconds),
-        };
-        let mut table = Table::new(servers);
-        for round in 1..=args.rounds {
+    let mut tables: Vec<_> = args
+        .connections
+        .iter()
+        .map(|_| Table::new(servers))
+        .collect();
+    for round in 1..=args.rounds {
+        for (&connections, table) in args.connections.iter().zip(&mut tables) {
             eprintln!(
-                "{connections} connections, round {round} of {}",
+                "round {round} of {}: {connections} connections",
                 args.rounds
             );
+            let load = Load {
+                connections,
+                time: Duration::from_secs(args.seconds),
+            };
             let figures = servers
                 .iter()
                 .map(|&server| measure_one(server, &load))
                 .collect::<Result<_, _>>()?;
             table.push(figures);
         }
-        println!("\n**{connections} connections**\n\n{table}");
+    }
+    for (connections, table) in args.connections.iter().zip(&tables) {
+        println!("**{connections} connections**\n\n{table}");
     }
     Ok(())
 }
