@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::helpers::{
-    EVENT, HEADER, Receiver, SECRET, claims, claims_with, event, post, sign, token,
+    EVENT, HEADER, Receiver, SECRET, chunked, claims, claims_with, event, now, post, sign, token,
 };
 
 /// Posts each body to a receiver and returns the lines that it wrote.
@@ -118,16 +118,16 @@ fn tokens_that_differ_from_dts_where_they_may_are_accepted() {
             sign(HEADER, &format!(r#"{{"checksum":{checksum}}}"#), SECRET)
         }),
         ("exp with a fraction", {
-            let exp = format!("{}.5", crate::helpers::now() + 60);
+            let exp = format!("{}.5", now() + 60);
             let exp: Value = serde_json::from_str(&exp).unwrap();
             sign(HEADER, &claims_with(EVENT, "exp", exp).to_string(), SECRET)
         }),
         ("nbf in the past", {
-            let nbf = crate::helpers::now().into();
+            let nbf = now().into();
             sign(HEADER, &claims_with(EVENT, "nbf", nbf).to_string(), SECRET)
         }),
         ("iat ahead: a sender's clock may be", {
-            let iat = (crate::helpers::now() + 60).into();
+            let iat = (now() + 60).into();
             sign(HEADER, &claims_with(EVENT, "iat", iat).to_string(), SECRET)
         }),
         ("iss and sub", {
@@ -218,17 +218,7 @@ fn chunks_trailers_keep_alive_and_pipelining_work() {
     let receiver = Receiver::start();
     let mut client = receiver.client();
 
-    let mut chunked = format!(
-        "POST / HTTP/1.1\r\nHost: a\r\nX-Dt-Signature: {}\r\nTransfer-Encoding: chunked\r\n\r\n",
-        token(EVENT)
-    )
-    .into_bytes();
-    for chunk in EVENT.chunks(7) {
-        chunked.extend(format!("{:x}\r\n", chunk.len()).bytes());
-        chunked.extend(chunk);
-        chunked.extend(b"\r\n");
-    }
-    chunked.extend(b"0\r\nX-Trailer: ignored\r\n\r\n");
+    let chunked = chunked(EVENT, 7, "X-Trailer: ignored\r\n");
     client.ask(&chunked).assert_ok();
 
     for _ in 0..3 {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::helpers::{Client, EVENT, Receiver, event, post, token};
+use crate::helpers::{Client, EVENT, Receiver, chunked, chunked_head, event, post};
 
 /// The limits that the README promises.
 const MAX_CONNECTIONS: usize = 1024;
@@ -54,18 +54,14 @@ fn drip(mut client: Client, first: &[u8], drip: &[u8], limit: Duration) -> Optio
 fn a_request_that_drips_is_cut_off_15_s_after_its_first_byte() {
     let receiver = Receiver::start();
     let request = event(EVENT);
-    let body = [event(EVENT), Vec::new()].concat();
-    let chunked = format!(
-        "POST / HTTP/1.1\r\nHost: a\r\nX-Dt-Signature: {}\r\nTransfer-Encoding: chunked\r\n\r\n",
-        token(EVENT)
-    );
+    let chunked = chunked_head(EVENT);
     let cases: [(u64, &[u8], &[u8]); 5] = [
         (0, b"P", b"O"),
         // The 15 s begin with its first byte, not with the connection.
         (5, b"P", b"O"),
         (0, b"POST / HTTP/1.1\r\nA: b", b"c"),
-        (0, &body[..request.len() - EVENT.len()], &EVENT[..100]),
-        (0, chunked.as_bytes(), b"1\r\n1\r\n"),
+        (0, &request[..request.len() - EVENT.len()], &EVENT[..100]),
+        (0, &chunked, b"1\r\n1\r\n"),
     ];
     thread::scope(|scope| {
         for (silent, first, more) in cases {
@@ -272,20 +268,12 @@ fn memory_stays_under_160_mib_with_100_of_the_largest_bodies_at_once() {
     let receiver = Receiver::start_with(|command| {
         command.stdout(std::process::Stdio::null());
     });
-    // The worst there is: not JSON, and six bytes of line for each of its own.
-    let mut bodies = [vec![b'1'; 1024 * 1024], vec![0; 1024 * 1024]].map(|body| event(&body));
-    let chunked = {
-        let body = vec![b'1'; 1024 * 1024];
-        let head = format!(
-            "POST / HTTP/1.1\r\nHost: a\r\nX-Dt-Signature: {}\r\nTransfer-Encoding: chunked\r\n\r\n",
-            token(&body)
-        );
-        [head.as_bytes(), b"100000\r\n", &body, b"\r\n0\r\n\r\n"].concat()
-    };
+    let body = vec![b'1'; 1024 * 1024];
     let requests = [
-        std::mem::take(&mut bodies[0]),
-        std::mem::take(&mut bodies[1]),
-        chunked,
+        event(&body),
+        // The worst there is: not JSON, and six bytes of line for each of its own.
+        event(&vec![0; 1024 * 1024]),
+        chunked(&body, body.len(), ""),
     ];
     thread::scope(|scope| {
         for number in 0..100 {

@@ -435,6 +435,28 @@ pub fn post(headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
     request
 }
 
+/// The request of an event in chunks, and what else its body has after them.
+pub fn chunked(body: &[u8], length: usize, trailers: &str) -> Vec<u8> {
+    let mut request = chunked_head(body);
+    for chunk in body.chunks(length) {
+        request.extend(format!("{:x}\r\n", chunk.len()).bytes());
+        request.extend(chunk);
+        request.extend(b"\r\n");
+    }
+    request.extend(format!("0\r\n{trailers}\r\n").bytes());
+    request
+}
+
+/// The head of an event that comes in chunks.
+pub fn chunked_head(body: &[u8]) -> Vec<u8> {
+    let token = token(body);
+    format!(
+        "POST / HTTP/1.1\r\nHost: a\r\nX-Dt-Signature: {token}\r\n\
+         Transfer-Encoding: chunked\r\n\r\n"
+    )
+    .into_bytes()
+}
+
 /// The request with which DT's cloud sends an event.
 pub fn event(body: &[u8]) -> Vec<u8> {
     post(

@@ -18,7 +18,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
-use crate::helpers::{EVENT, SECRET, SOON, lines, token};
+use crate::helpers::{EVENT, SECRET, SOON, lines, sign, token};
 
 fn verifier() -> Verifier {
     Verifier::new(&Secret::from(SECRET))
@@ -40,9 +40,8 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 /// A stdout that does as it is told, once a write: takes some bytes, all, or none and fails.
-#[derive(Clone, Default)]
 struct Commanded {
-    commands: Arc<Mutex<Vec<Command>>>,
+    commands: Vec<Command>,
     taken: Arc<Mutex<Vec<u8>>>,
 }
 
@@ -53,15 +52,21 @@ enum Command {
     Panic,
 }
 
+impl Commanded {
+    /// It, and what it has taken so far.
+    fn new(commands: Vec<Command>) -> (Self, Arc<Mutex<Vec<u8>>>) {
+        let taken = Arc::default();
+        let out = Self {
+            commands,
+            taken: Arc::clone(&taken),
+        };
+        (out, taken)
+    }
+}
+
 impl Write for Commanded {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self
-            .commands
-            .lock()
-            .unwrap()
-            .pop()
-            .unwrap_or(Command::Take(usize::MAX))
-        {
+        match self.commands.pop().unwrap_or(Command::Take(usize::MAX)) {
             Command::Take(count) => {
                 let count = count.min(bytes.len());
                 self.taken
@@ -132,8 +137,7 @@ proptest! {
         rounds in vec(1_usize..6, 1..6),
         commands in vec(command(), 0..25),
     ) {
-        let out = Commanded { commands: Arc::new(Mutex::new(commands)), ..Commanded::default() };
-        let taken = Arc::clone(&out.taken);
+        let (out, taken) = Commanded::new(commands);
         let outcomes = block_on(async {
             let (log, mut writer) = EventLog::start(out, false).unwrap();
             let outcomes = append(log, &rounds).await;
@@ -171,8 +175,7 @@ proptest! {
                 .prop_map(String::into_bytes),
         ],
     ) {
-        let out = Commanded::default();
-        let taken = Arc::clone(&out.taken);
+        let (out, taken) = Commanded::new(Vec::new());
         block_on(async {
             let (log, mut writer) = EventLog::start(out, false).unwrap();
             let room = log.room(body.len()).await.unwrap();
@@ -236,19 +239,15 @@ proptest! {
         header in r#"\{"alg":"HS256"(,"[a-z]{3}":("x"|1|null|\[\]))?\}|.{0,20}"#,
         claims in r#"\{"(exp|nbf|aud|checksum)":("[0-9a-f]{0,42}"|-?[0-9]{1,25}(e[0-9]{1,3})?|null)\}|.{0,20}"#,
     ) {
-        let token = crate::helpers::sign(&header, &claims, SECRET);
+        let token = sign(&header, &claims, SECRET);
         let _ = verifier().prove(token.as_bytes(), SystemTime::now());
     }
 }
 
 #[test]
 fn a_dead_writer_ends_the_server_with_an_error_and_logs_no_event() {
-    let commands = Arc::new(Mutex::new(vec![Command::Panic]));
     block_on(async {
-        let out = Commanded {
-            commands,
-            ..Commanded::default()
-        };
+        let (out, _) = Commanded::new(vec![Command::Panic]);
         let (log, writer) = EventLog::start(out, false).unwrap();
         let room = log.room(2).await.unwrap();
         let late = log.room(2).await.unwrap();
@@ -270,12 +269,7 @@ fn a_dead_writer_ends_the_server_with_an_error_and_logs_no_event() {
 
 #[test]
 fn an_event_whose_sender_gave_up_before_it_was_begun_is_not_written() {
-    let commands = Arc::new(Mutex::new(vec![Command::Fail(ErrorKind::WouldBlock); 40]));
-    let out = Commanded {
-        commands,
-        ..Commanded::default()
-    };
-    let taken = Arc::clone(&out.taken);
+    let (out, taken) = Commanded::new(vec![Command::Fail(ErrorKind::WouldBlock); 40]);
     block_on(async {
         let (log, mut writer) = EventLog::start(out, false).unwrap();
         let log = Arc::new(log);
@@ -303,12 +297,7 @@ fn of_an_event_that_failed_only_what_was_begun_is_written() {
         (vec![full], "2\n"),
         (vec![full, Command::Take(1)], "11\n2\n"),
     ] {
-        let commands = Arc::new(Mutex::new(commands));
-        let out = Commanded {
-            commands,
-            ..Commanded::default()
-        };
-        let taken = Arc::clone(&out.taken);
+        let (out, taken) = Commanded::new(commands);
         block_on(async {
             let (log, mut writer) = EventLog::start(out, false).unwrap();
             let log = Arc::new(log);
@@ -369,7 +358,7 @@ fn what_has_queued_up_is_written_with_one_call_for_each_64_kib() {
 #[test]
 fn room_is_bounded_and_given_back() {
     block_on(async {
-        let (log, _writer) = EventLog::start(Commanded::default(), false).unwrap();
+        let (log, _writer) = EventLog::start(io::sink(), false).unwrap();
         let taken: Vec<_> = {
             let mut taken = Vec::new();
             for _ in 0..31 {

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-use crate::helpers::{EVENT, PROGRAM, Receiver, SECRET, SOON, event};
+use crate::helpers::{
+    Client, EVENT, Output, PROGRAM, Receiver, SECRET, SOON, event, free_port, lines,
+};
 
 /// Starts a receiver that must end by itself; its stderr.
 fn cannot_start(change: impl FnOnce(&mut Command) -> &mut Command) -> String {
@@ -129,11 +131,11 @@ fn a_port_in_use_is_said_in_one_line() {
 fn it_listens_on_ipv4_and_ipv6() {
     let receiver = Receiver::start();
     let port = receiver.address.port();
-    crate::helpers::Client::connect((Ipv4Addr::LOCALHOST, port).into())
+    Client::connect((Ipv4Addr::LOCALHOST, port).into())
         .ask(&event(EVENT))
         .assert_ok();
     if TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() {
-        crate::helpers::Client::connect((Ipv6Addr::LOCALHOST, port).into())
+        Client::connect((Ipv6Addr::LOCALHOST, port).into())
             .ask(&event(EVENT))
             .assert_ok();
     }
@@ -176,7 +178,7 @@ fn the_port_is_8080_unless_set() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let stderr = crate::helpers::Output::of(child.stderr.take().unwrap());
+    let stderr = Output::of(child.stderr.take().unwrap());
     stderr.wait_for("8080");
     child.kill().unwrap();
     child.wait().unwrap();
@@ -203,7 +205,7 @@ fn diagnostics_can_be_filtered_and_events_cannot() {
         while std::net::TcpStream::connect(address).is_err() {
             assert!(begun.elapsed() < SOON);
         }
-        let mut client = crate::helpers::Client::connect(address);
+        let mut client = Client::connect(address);
         client
             .ask(b"POST / HTTP/1.1\r\nHost: a\r\n\r\n")
             .assert(400, "Could not verify request.");
@@ -211,7 +213,7 @@ fn diagnostics_can_be_filtered_and_events_cannot() {
         nix::sys::signal::kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
         let output = child.wait_with_output().unwrap();
         assert!(output.status.success());
-        assert_eq!(crate::helpers::lines(&output.stdout), [EVENT]);
+        assert_eq!(lines(&output.stdout), [EVENT]);
         assert_eq!(output.stderr.is_empty(), quiet, "{filter}: {output:?}");
     }
 }
@@ -227,11 +229,7 @@ fn the_procfile_runs_as_on_a_dyno() {
     fs::create_dir_all(app.path().join("target/release")).unwrap();
     let program = app.path().join("target/release/data-connector-receiver");
     std::os::unix::fs::symlink(PROGRAM, program).unwrap();
-    let port = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let port = free_port();
     let mut command = Command::new("sh");
     command
         .args(["-c", line])

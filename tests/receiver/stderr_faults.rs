@@ -2,19 +2,15 @@
 
 use std::fs::OpenOptions;
 use std::io;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::helpers::{EVENT, Output, PROGRAM, Receiver, SECRET, SOON, event};
+use crate::helpers::{EVENT, Output, PROGRAM, Receiver, SECRET, SOON, event, free_port};
 
 /// Runs a command that becomes a receiver which can't say where it listens.
 fn mute(mut command: Command) -> Receiver {
-    let port = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let port = free_port();
     let address = (Ipv4Addr::LOCALHOST, port).into();
     command
         .env_clear()
