@@ -34,8 +34,12 @@ pub const ROOM: usize = 32 * 1024 * 1024;
 /// What an event costs in room beside its body.
 const OVERHEAD: usize = 1024;
 
-/// No line is added to a batch that has reached this many bytes.
-const BATCH: usize = 64 * 1024;
+/// No line is added to a batch that has reached this many bytes: some 16 events. While a batch is
+/// written, the senders of the one before it get their answers.
+const BATCH: usize = 8 * 1024;
+
+/// Bytes of memory that are kept for the next batch.
+const KEPT: usize = 64 * 1024;
 
 /// Where verified events go.
 #[derive(Debug)]
@@ -195,7 +199,7 @@ async fn write_events(
             let _ = outcome.send(if whole { Ok(()) } else { written.result });
         }
         lines = rest_of_line(written, begun);
-        lines.shrink_to(BATCH);
+        lines.shrink_to(KEPT);
     }
     // The last chance of a line that has been begun; nobody waits for it any more.
     let _ = pen.write(lines).await;

@@ -332,7 +332,7 @@ impl Write for Gated {
 }
 
 #[test]
-fn what_has_queued_up_is_written_with_one_call_for_each_64_kib() {
+fn what_has_queued_up_is_written_with_one_call_for_each_8_kib() {
     let (lengths, written) = mpsc::channel();
     let (hold, let_go) = mpsc::channel();
     block_on(async {
@@ -341,7 +341,7 @@ fn what_has_queued_up_is_written_with_one_call_for_each_64_kib() {
         let first = spawn_append(&log, b"1".to_vec());
         tokio::task::yield_now().await;
         assert_eq!(written.recv_timeout(SOON), Ok(2));
-        let line = vec![b'1'; 16 * 1024 - 1];
+        let line = vec![b'1'; 2 * 1024 - 1];
         let queued: Vec<_> = (0..9).map(|_| spawn_append(&log, line.clone())).collect();
         tokio::task::yield_now().await;
         drop(hold);
@@ -352,7 +352,7 @@ fn what_has_queued_up_is_written_with_one_call_for_each_64_kib() {
         writer.ended().await;
     });
     let written: Vec<usize> = written.iter().collect();
-    assert_eq!(written, [64 * 1024, 64 * 1024, 16 * 1024]);
+    assert_eq!(written, [8 * 1024, 8 * 1024, 2 * 1024]);
 }
 
 #[test]
