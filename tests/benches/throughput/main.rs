@@ -64,7 +64,7 @@ struct Args {
     #[arg(long, default_value_t = 5)]
     rounds: usize,
 
-    /// Which servers
+    /// Which servers [default: all]
     #[arg(long, value_enum, value_delimiter = ',')]
     servers: Vec<Server>,
 
@@ -97,6 +97,9 @@ fn measure(args: &Args) -> Result<(), Box<dyn Error>> {
         [] => Server::value_variants(),
         servers => servers,
     };
+    if servers.contains(&Server::Receiver) {
+        servers::build_receiver()?;
+    }
     let mut tables: Vec<_> = args
         .connections
         .iter()

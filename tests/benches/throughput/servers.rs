@@ -5,6 +5,7 @@ use std::error::Error;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -67,13 +68,9 @@ impl Server {
 
     /// Is this server, in this process, until it is killed.
     pub(crate) fn serve(self) -> Result<(), Box<dyn Error>> {
-        let mut builder = match self {
-            // As in the receiver's main.
-            Self::Receiver | Self::Println => Builder::new_current_thread(),
-            // As in everybody else's.
-            Self::Floor | Self::Tracing => Builder::new_multi_thread(),
-        };
-        builder.enable_all().build()?.block_on(async {
+        // As `#[tokio::main]` has it.
+        let runtime = Builder::new_multi_thread().enable_all().build()?;
+        runtime.block_on(async {
             match self {
                 Self::Receiver => return Err("is a program of its own".into()),
                 Self::Floor => floor().await?,
@@ -126,11 +123,30 @@ fn verify(verifier: &Verifier, headers: &HeaderMap, body: Bytes) -> Result<Verif
     proof.verify(body.into())
 }
 
+/// Builds the receiver as it is deployed. Among the dev-dependencies it would have more of tokio,
+/// which makes a runtime of one thread slower.
+pub(crate) fn build_receiver() -> Result<(), Box<dyn Error>> {
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--release", "--locked", "--target-dir"])
+        .arg(env!("CARGO_TARGET_TMPDIR"))
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status()?;
+    if built.success() {
+        Ok(())
+    } else {
+        Err("the receiver cannot be built".into())
+    }
+}
+
+fn receiver() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("release/data-connector-receiver")
+}
+
 impl Running {
     /// Starts a server and waits until it listens.
     pub(crate) fn start(server: Server) -> Result<Self, Box<dyn Error>> {
         let mut command = if server == Server::Receiver {
-            Command::new(env!("CARGO_BIN_EXE_data-connector-receiver"))
+            Command::new(receiver())
         } else {
             let mut command = Command::new(std::env::current_exe()?);
             let value = server.to_possible_value().ok_or("no such server")?;
