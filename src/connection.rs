@@ -1,129 +1,177 @@
-//! One connection within its limits: how long it may take, and with how much of a head.
+//! One connection within its limits: how long it may take, and how large a head may be.
 //!
 //! axum's `serve` sets no timer and lets a connection buffer some 400 KB of head. The limits here
-//! hold at the socket, whatever the protocol above it does.
+//! hold at the socket, whatever hyper does above it.
 
-use std::io;
+use std::io::{self, ErrorKind};
+use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::extract::connect_info::Connected;
-use axum::serve::IncomingStream;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
 use tokio::net::TcpStream;
-use tokio::sync::futures::OwnedNotified;
-use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::listener::Listener;
+use crate::admission::{Phase, Slot};
+use crate::refusal::Refusal;
+use crate::report::Report;
 
-/// The most that a connection may send before a head is whole, in bytes.
-pub const MAX_HEAD: usize = 16 * 1024;
+/// The largest head of a request, in bytes.
+pub const MAX_HEAD_BYTES: usize = 16 * 1024;
 
 /// How long a request may take to arrive whole, from its first byte. The sender gives up at 10 s
 /// ("Best practices").
-pub const ARRIVAL: Duration = Duration::from_secs(15);
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How long a connection may say nothing. Longer than the 90 s after which Heroku's router closes
-/// its own ("HTTP routing"): whoever closes first may cut off a request that is under way.
-pub const IDLE: Duration = Duration::from_secs(120);
+/// How long a connection may be idle. Longer than the 90 s after which Heroku's router closes its
+/// own ("HTTP routing"): whichever side closes first may cut off a request that is on its way.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// How long after an answer a connection that is being closed may still send. Closed at once it
-/// would be reset, and a client that is still sending would never read its answer.
+/// How long a connection that is being closed still discards input after its last answer. Closed
+/// at once it would be reset, and a client that is still sending would not read that answer.
 const LINGER: Duration = Duration::from_millis(500);
 
-/// The most that one read takes, in bytes. hyper doubles its buffer, of 8 KiB at first, whenever a
+/// The most that one read takes, in bytes. hyper doubles its buffer, 8 KiB at first, whenever a
 /// read fills it.
-const READ: usize = 4 * 1024;
+const MAX_READ_BYTES: usize = 4 * 1024;
+
+/// What hyper writes to ask for a body. It answers nothing.
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// What begins every HTTP/2 connection (RFC 9113, 3.4).
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What begins a PROXY protocol header of version 2.
+const PROXY_V2_SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
 /// A connection within its limits.
 #[derive(Debug)]
 pub struct Connection {
     stream: Take<TcpStream>,
-    /// Bytes read since the last answer.
-    read: usize,
-    head: Head,
+    slot: Slot,
+    report: Arc<Report>,
+    /// How many bytes have been read since the last answer.
+    read_bytes: usize,
+    /// The first of those bytes, by which other protocols are told apart.
+    opening: [u8; HTTP2_PREFACE.len()],
+    /// Whether a read has found nothing since the last one that found bytes: then hyper has looked
+    /// at all of them and holds none back, unless they are an unfinished head.
+    drained: bool,
+    /// Whether the client has shut down its sending half.
+    ended: bool,
+    /// Whether the connection has made room for another: it does nothing any more.
+    evicted: bool,
     last_answer: Option<Instant>,
     deadline: Instant,
-    /// Rings at the deadline or before it.
-    alarm: Pin<Box<Sleep>>,
-    /// Comes when this connection must make room.
-    eviction: Pin<Box<OwnedNotified>>,
-    waiting: Arc<Notify>,
-    _slot: Option<OwnedSemaphorePermit>,
-}
-
-/// A connection's word on whether the head of a request has arrived; the handler gives it.
-#[derive(Clone, Debug, Default)]
-pub struct Head(Arc<AtomicBool>);
-
-impl Head {
-    /// The head of the request has arrived: what is read from now on is its body.
-    pub fn arrived(&self) {
-        self.0.store(true, Relaxed);
-    }
-}
-
-impl Connected<IncomingStream<'_, Listener>> for Head {
-    fn connect_info(stream: IncomingStream<'_, Listener>) -> Self {
-        stream.io().head.clone()
-    }
+    /// Wakes the task at the deadline or before it.
+    timer: Pin<Box<Sleep>>,
 }
 
 impl Connection {
-    pub(crate) fn new(
-        stream: TcpStream,
-        slot: Option<OwnedSemaphorePermit>,
-        waiting: Arc<Notify>,
-    ) -> Self {
+    pub(crate) fn new(stream: TcpStream, slot: Slot, report: Arc<Report>) -> Self {
         Self {
             stream: stream.take(0),
-            read: 0,
-            head: Head::default(),
+            slot,
+            report,
+            read_bytes: 0,
+            opening: [0; _],
+            drained: true,
+            ended: false,
+            evicted: false,
             last_answer: None,
-            deadline: Instant::now() + IDLE,
-            alarm: Box::pin(sleep(ARRIVAL)),
-            eviction: Box::pin(Arc::clone(&waiting).notified_owned()),
-            waiting,
-            _slot: slot,
+            deadline: Instant::now() + IDLE_TIMEOUT,
+            timer: Box::pin(sleep(REQUEST_TIMEOUT)),
         }
     }
 
-    fn answered(&mut self) {
-        let now = Instant::now();
-        self.last_answer = Some(now);
-        self.deadline = now + IDLE;
-        self.queue_anew();
+    pub(crate) fn slot(&self) -> &Slot {
+        &self.slot
     }
 
-    /// Leaves the queue of those that wait; the next wait begins at its end.
-    fn queue_anew(&mut self) {
-        self.eviction
-            .set(Arc::clone(&self.waiting).notified_owned());
-    }
-
-    /// Waits for the client no longer than the limits say; never returns otherwise.
-    fn poll_limits(&mut self, cx: &mut Context<'_>) -> Poll<io::ErrorKind> {
-        while self.alarm.as_mut().poll(cx).is_ready() {
+    /// Resolves, while nothing can be read or written, when the connection has to be closed.
+    ///
+    /// `has_read` tells whether bytes have just been read: a head that they completed is handed to
+    /// its handler before the next poll.
+    fn poll_close(&mut self, cx: &mut Context<'_>, has_read: bool) -> Poll<ErrorKind> {
+        while self.timer.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
-            if now >= self.deadline {
-                return Poll::Ready(io::ErrorKind::TimedOut);
+            // Once the request is whole, it is the receiver that takes its time.
+            if now >= self.deadline && self.slot.phase() != Phase::Answer {
+                return Poll::Ready(ErrorKind::TimedOut);
             }
-            // No later than ARRIVAL from now, so that a request that begins needs no new alarm.
-            self.alarm.as_mut().reset(self.deadline.min(now + ARRIVAL));
+            // No later than REQUEST_TIMEOUT from now, so that a request that begins needs no reset.
+            let latest = now + REQUEST_TIMEOUT;
+            let next = if now < self.deadline {
+                self.deadline.min(latest)
+            } else {
+                latest
+            };
+            self.timer.as_mut().reset(next);
         }
-        if self.head.0.load(Relaxed) {
-            // An eviction that has come already goes to the next in the queue.
-            self.queue_anew();
+        if !self.slot.is_asked(cx.waker()) {
             return Poll::Pending;
         }
-        self.eviction
-            .as_mut()
-            .poll(cx)
-            .map(|()| io::ErrorKind::ConnectionAborted)
+        if has_read {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        // The place is free at once: whatever hyper and the handler still do is not waited for.
+        self.evicted = true;
+        self.slot.release();
+        Poll::Ready(ErrorKind::ConnectionAborted)
+    }
+
+    /// The client has sent all that it will. The answer to a request that it sent whole is still
+    /// written, so hyper learns of the end only after that.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let first = !mem::replace(&mut self.ended, true);
+        if self.slot.phase() == Phase::Answer {
+            return self.poll_close(cx, false).map(|kind| Err(kind.into()));
+        }
+        if first {
+            // The handler may yet have to look at the last bytes.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn note_read(&mut self, bytes: &[u8]) {
+        if self.read_bytes == 0 {
+            self.deadline = Instant::now() + REQUEST_TIMEOUT;
+        }
+        if let Some(free) = self.opening.get_mut(self.read_bytes..) {
+            let count = free.len().min(bytes.len());
+            free[..count].copy_from_slice(&bytes[..count]);
+        }
+        self.read_bytes += bytes.len();
+        self.drained = false;
+    }
+
+    /// What hyper could not read as HTTP/1.1.
+    fn malformation(&self) -> Refusal {
+        let opening = &self.opening[..self.read_bytes.min(self.opening.len())];
+        if opening.starts_with(&[0x16, 3]) {
+            Refusal::TlsHandshake
+        } else if opening.starts_with(b"PRI * HTTP/2.0\r\n") {
+            Refusal::Http2Preface
+        } else if opening.starts_with(b"PROXY ") || opening.starts_with(PROXY_V2_SIGNATURE) {
+            Refusal::ProxyProtocol
+        } else {
+            Refusal::MalformedRequest
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.slot.release();
+        // hyper closes such a connection without an answer.
+        if self.read_bytes >= HTTP2_PREFACE.len() && self.opening == HTTP2_PREFACE {
+            self.report.not_http(Refusal::Http2Preface);
+        }
     }
 }
 
@@ -134,13 +182,16 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let limit = if this.head.0.load(Relaxed) {
-            READ
-        } else {
-            READ.min(MAX_HEAD - this.read)
+        if this.evicted {
+            return Poll::Ready(Err(ErrorKind::ConnectionAborted.into()));
+        }
+        let limit = match this.slot.phase() {
+            Phase::Head => MAX_READ_BYTES.min(MAX_HEAD_BYTES.saturating_sub(this.read_bytes)),
+            Phase::Body | Phase::Answer => MAX_READ_BYTES,
         };
         if limit == 0 {
-            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+            this.report.not_http(Refusal::HeadTooLarge);
+            return Poll::Ready(Err(ErrorKind::InvalidData.into()));
         }
         this.stream.set_limit(limit as u64);
         let filled = buffer.filled().len();
@@ -148,14 +199,16 @@ impl AsyncRead for Connection {
             .poll_read(cx, buffer)?
             .is_pending()
         {
-            return this.poll_limits(cx).map(|error| Err(error.into()));
+            let has_read = !mem::replace(&mut this.drained, true);
+            return this.poll_close(cx, has_read).map(|kind| Err(kind.into()));
         }
-        let count = buffer.filled().len() - filled;
-        if this.read == 0 && count > 0 {
-            this.deadline = Instant::now() + ARRIVAL;
+        match &buffer.filled()[filled..] {
+            [] => this.poll_end(cx),
+            bytes => {
+                this.note_read(bytes);
+                Poll::Ready(Ok(()))
+            }
         }
-        this.read += count;
-        Poll::Ready(Ok(()))
     }
 }
 
@@ -166,29 +219,46 @@ impl AsyncWrite for Connection {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        // "100 Continue" asks for the body and answers nothing.
-        let answer = !bytes.starts_with(b"HTTP/1.1 100 ");
-        if answer {
-            // Before it is written: a client that does not take it has to make room, too.
-            this.read = 0;
-            this.head.0.store(false, Relaxed);
+        if this.evicted {
+            return Poll::Ready(Err(ErrorKind::ConnectionAborted.into()));
         }
-        match Pin::new(this.stream.get_mut()).poll_write(cx, bytes)? {
-            Poll::Pending => this.poll_limits(cx).map(|error| Err(error.into())),
-            Poll::Ready(count) => {
-                if answer {
-                    this.answered();
-                }
-                Poll::Ready(Ok(count))
+        let is_answer = bytes != CONTINUE;
+        if is_answer {
+            if this.slot.phase() != Phase::Head {
+                // Before it is written: a client that does not take it makes room, too.
+                this.slot.answered(cx.waker());
+            } else if bytes.starts_with(b"HTTP/1.1 4") {
+                // No handler has seen a request: hyper answers what it can't read.
+                this.report.not_http(this.malformation());
+            }
+            this.read_bytes = 0;
+        }
+        let Poll::Ready(count) = Pin::new(this.stream.get_mut()).poll_write(cx, bytes)? else {
+            return this.poll_close(cx, false).map(|kind| Err(kind.into()));
+        };
+        if is_answer {
+            let now = Instant::now();
+            this.last_answer = Some(now);
+            // Bytes that hyper holds back are the beginning of the next request.
+            this.deadline = now
+                + if this.drained {
+                    IDLE_TIMEOUT
+                } else {
+                    REQUEST_TIMEOUT
+                };
+            if this.ended {
+                // hyper looks for the end again.
+                cx.waker().wake_by_ref();
             }
         }
+        Poll::Ready(Ok(count))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(self.stream.get_mut()).poll_flush(cx)
     }
 
-    /// Says goodbye, then hears the client out.
+    /// Sends FIN, then discards input for up to [`LINGER`], so that the client can read its answer.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         ready!(Pin::new(this.stream.get_mut()).poll_shutdown(cx))?;
@@ -196,70 +266,18 @@ impl AsyncWrite for Connection {
             return Poll::Ready(Ok(()));
         };
         this.deadline = last_answer + LINGER;
-        let mut ignored = [0; READ];
+        let mut discarded = [0; MAX_READ_BYTES];
         while Instant::now() < this.deadline {
-            let mut buffer = ReadBuf::new(&mut ignored);
+            let mut buffer = ReadBuf::new(&mut discarded);
             match Pin::new(this.stream.get_mut()).poll_read(cx, &mut buffer) {
                 Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
                 Poll::Ready(_) => break,
                 Poll::Pending => {
-                    this.alarm.as_mut().reset(this.deadline);
-                    return this.poll_limits(cx).map(|_| Ok(()));
+                    this.timer.as_mut().reset(this.deadline);
+                    return this.poll_close(cx, false).map(|_| Ok(()));
                 }
             }
         }
         Poll::Ready(Ok(()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tokio::io::AsyncWriteExt;
-    use tokio::net::TcpListener;
-    use tokio::time::timeout;
-
-    async fn connect(waiting: &Arc<Notify>) -> io::Result<(Connection, TcpStream)> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let client = TcpStream::connect(listener.local_addr()?).await?;
-        let (stream, _) = listener.accept().await?;
-        Ok((Connection::new(stream, None, Arc::clone(waiting)), client))
-    }
-
-    #[tokio::test]
-    async fn a_client_that_does_not_take_its_answer_makes_room() -> io::Result<()> {
-        let waiting = Arc::default();
-        let (mut connection, _client) = connect(&waiting).await?;
-        waiting.notify_one();
-        let answers = async {
-            loop {
-                // The head of another request had come before.
-                connection.head.arrived();
-                if let Err(error) = connection.write(&[b'x'; 1000]).await {
-                    return error.kind();
-                }
-            }
-        };
-        let end = timeout(ARRIVAL, answers).await;
-        assert_eq!(end, Ok(io::ErrorKind::ConnectionAborted));
-        Ok(())
-    }
-
-    #[tokio::test]
-    async fn an_eviction_passes_by_a_request_under_way_to_the_next() -> io::Result<()> {
-        let waiting = Arc::default();
-        let (mut busy, _client) = connect(&waiting).await?;
-        let (mut idle, _client) = connect(&waiting).await?;
-        for connection in [&mut busy, &mut idle] {
-            let silent = timeout(Duration::ZERO, connection.read_u8()).await;
-            assert!(silent.is_err(), "{silent:?}");
-        }
-        busy.head.arrived();
-        waiting.notify_one();
-        let silent = timeout(Duration::ZERO, busy.read_u8()).await;
-        assert!(silent.is_err(), "{silent:?}");
-        let end = timeout(Duration::ZERO, idle.read_u8()).await;
-        assert!(matches!(end, Ok(Err(_))), "{end:?}");
-        Ok(())
     }
 }

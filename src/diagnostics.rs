@@ -11,12 +11,12 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
 /// Lines that may wait for stderr.
-const QUEUE: usize = 256;
+const MAX_QUEUED_LINES: usize = 256;
 
-/// How long [`Diagnostics::flush`] waits for stderr.
-const FLUSH: Duration = Duration::from_millis(500);
+/// How long stderr is waited for before the process ends.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The way to stderr.
+/// Writes lines to stderr, from a thread of its own.
 #[derive(Clone, Debug)]
 pub struct Diagnostics {
     queue: SyncSender<Message>,
@@ -34,7 +34,7 @@ impl Diagnostics {
     /// # Errors
     /// The operating system's, if it has no thread to give.
     pub fn start(filter: Targets) -> io::Result<Self> {
-        let (queue, messages) = mpsc::sync_channel(QUEUE);
+        let (queue, messages) = mpsc::sync_channel(MAX_QUEUED_LINES);
         thread::Builder::new()
             .name("diagnostics".to_owned())
             .spawn(move || {
@@ -76,8 +76,27 @@ impl Diagnostics {
         // The queue may be full, and only a blocking send waits for a place in it.
         let sent = thread::Builder::new().spawn(move || queue.send(Message::Flush(flushed)));
         if sent.is_ok() {
-            let _ = done.recv_timeout(FLUSH);
+            let _ = done.recv_timeout(FLUSH_TIMEOUT);
         }
+    }
+}
+
+/// Prints an error that ends the process, whatever `RUST_LOG` says; if stderr takes nothing for half
+/// a second, the exit code has to do.
+pub fn print_error(problem: &str) {
+    let line = format!("ERROR {problem}\n");
+    let (printed, done) = mpsc::sync_channel(1);
+    let print = {
+        let line = line.clone();
+        move || {
+            let _ = io::stderr().write_all(line.as_bytes());
+            let _ = printed.send(());
+        }
+    };
+    if thread::Builder::new().spawn(print).is_ok() {
+        let _ = done.recv_timeout(FLUSH_TIMEOUT);
+    } else {
+        let _ = io::stderr().write_all(line.as_bytes());
     }
 }
 

@@ -1,244 +1,246 @@
 //! Verified events to stdout, one line each; an event counts as logged once its bytes are written.
 //!
-//! A thread of its own does nothing but write, so that a reader of stdout that stalls stalls nothing
-//! else. A task hands it what has queued up meanwhile as one batch, and then answers all of it: to
-//! wake the thread, and to be woken by it, costs more than a line, so it is done once a batch.
+//! One task turns events into lines, collects what has queued up meanwhile as one batch, writes it
+//! and answers for each event in it: to write costs more than a line, so it is done once a batch.
 //!
-//! Three rules keep the stream whole whatever fails:
+//! Four rules keep the stream whole whatever fails:
 //! - a line that has been begun is finished before another is begun;
+//! - a batch is whole lines of at most [`PIPE_BUF`] bytes, or one longer line;
 //! - an event whose bytes were not all written is never reported as logged;
 //! - an event whose sender no longer waits is not begun: it comes again.
 
 use std::borrow::Cow;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use serde::de::IgnoredAny;
 use serde_json::Value;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
+use crate::body::Reservation;
 use crate::refusal::Refusal;
+use crate::report::Report;
+use crate::stdout::{Stdout, Written};
 use crate::verify::VerifiedEvent;
 
 /// How long an event may wait for stdout: half of the 10 s in which the sender wants its answer
 /// ("Best practices").
-pub const PATIENCE: Duration = Duration::from_secs(5);
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Bytes of bodies that may be in memory at once, on their way from a socket to stdout.
-pub const ROOM: usize = 32 * 1024 * 1024;
+/// How many bytes a pipe keeps together, whoever else writes to it. POSIX promises 512; Linux,
+/// whose `PIPE_BUF` this is, 4,096.
+pub const PIPE_BUF: usize = 4096;
 
-/// What an event costs in room beside its body.
-const OVERHEAD: usize = 1024;
+/// How many events may wait for stdout: one of each connection.
+const MAX_QUEUED_EVENTS: usize = 1024;
 
-/// No line is added to a batch that has reached this many bytes: some 16 events. While a batch is
-/// written, the senders of the one before it get their answers.
-const BATCH: usize = 8 * 1024;
-
-/// Bytes of memory that are kept for the next batch.
-const KEPT: usize = 64 * 1024;
+/// How many bytes of memory are kept for the next batch.
+const MAX_KEPT_BYTES: usize = 64 * 1024;
 
 /// Where verified events go.
 #[derive(Debug)]
 pub struct EventLog {
-    queue: mpsc::UnboundedSender<Entry>,
-    room: Arc<Semaphore>,
+    queue: mpsc::Sender<Entry>,
 }
 
-/// Room for one event, to be had before its body is read.
+/// The task that writes. It ends when its [`EventLog`] is dropped, or when no event can be written
+/// any more.
 #[derive(Debug)]
-pub struct Room {
-    permit: OwnedSemaphorePermit,
-    patience: Duration,
-}
-
-/// What writes. It ends when its [`EventLog`] is dropped.
-#[derive(Debug)]
-pub struct Writer {
-    task: JoinHandle<()>,
+pub struct WriterTask {
+    task: JoinHandle<io::Result<()>>,
 }
 
 #[derive(Debug)]
 struct Entry {
     event: VerifiedEvent,
-    outcome: oneshot::Sender<Result<(), ErrorKind>>,
-    _room: OwnedSemaphorePermit,
+    outcome: Outcome,
+    _reservation: Option<Reservation>,
 }
 
-/// The thread, at work on one batch at a time.
-#[derive(Debug)]
-struct Pen {
-    batches: std::sync::mpsc::Sender<Vec<u8>>,
-    written: mpsc::UnboundedReceiver<Written>,
+type Outcome = oneshot::Sender<Result<(), ErrorKind>>;
+
+/// What is to be written.
+#[derive(Debug, Default)]
+struct Buffer {
+    bytes: Vec<u8>,
+    /// The lines in `bytes`, from the first to the last.
+    lines: Vec<Line>,
+    /// Whether a line has been begun, whose rest is the first of these.
+    mid_line: bool,
 }
 
-/// A batch, how many bytes of it were written, and why not all.
 #[derive(Debug)]
-struct Written {
-    lines: Vec<u8>,
-    count: usize,
-    result: Result<(), ErrorKind>,
+struct Line {
+    /// Its end as an offset in [`Buffer::bytes`].
+    end: usize,
+    /// Whether it is an event's, or ends what another process has begun.
+    is_event: bool,
+    /// Where its event's sender waits for the outcome; none once that is known.
+    outcome: Option<Outcome>,
 }
 
 impl EventLog {
-    /// Starts what writes to `out`, which should not buffer; must be called in a tokio runtime.
-    ///
-    /// A line that somebody else has `begun` in `out` and not finished is ended before another is
-    /// begun.
-    ///
-    /// # Errors
-    /// The operating system's, if it has no thread to give.
-    pub fn start(out: impl Write + Send + 'static, begun: bool) -> io::Result<(Self, Writer)> {
-        let (queue, entries) = mpsc::unbounded_channel();
-        let rest = if begun { vec![b'\n'] } else { Vec::new() };
-        let task = tokio::spawn(write_events(rest, entries, Pen::start(out)?));
-        let room = Arc::new(Semaphore::new(ROOM));
-        Ok((Self { queue, room }, Writer { task }))
+    /// Starts the task that writes to `out`; must be called in a tokio runtime.
+    #[must_use]
+    pub fn start(out: Stdout, report: Arc<Report>) -> (Self, WriterTask) {
+        let (queue, entries) = mpsc::channel(MAX_QUEUED_EVENTS);
+        let task = tokio::spawn(write_events(out, entries, report));
+        (Self { queue }, WriterTask { task })
     }
 
-    /// Waits for room for a body of at most `length` bytes.
+    /// Writes an event's line to stdout; returns once its last byte is written. Until then the
+    /// event's body keeps its `reservation`.
     ///
     /// # Errors
-    /// [`Refusal::StalledStdout`] if there is none within [`PATIENCE`].
-    pub async fn room(&self, length: usize) -> Result<Room, Refusal> {
-        let permits = u32::try_from(length + OVERHEAD).map_err(|_| Refusal::LargeBody)?;
-        let waiting = Instant::now();
-        let permit = timeout(PATIENCE, Arc::clone(&self.room).acquire_many_owned(permits))
-            .await
-            .map_err(|_| Refusal::StalledStdout)?
-            .map_err(|_| Refusal::StalledStdout)?;
-        Ok(Room {
-            permit,
-            patience: PATIENCE.saturating_sub(waiting.elapsed()),
-        })
-    }
-
-    /// Writes an event's line to stdout; returns once its last byte is written.
-    ///
-    /// # Errors
-    /// [`Refusal::Unwritten`] if a write failed first, [`Refusal::StalledStdout`] if that took
-    /// longer than what the wait for room left of [`PATIENCE`]. The line may still appear, whole.
-    pub async fn append(&self, room: Room, event: VerifiedEvent) -> Result<(), Refusal> {
+    /// [`Refusal::WriteFailed`] if a write failed first, [`Refusal::StdoutStalled`] if it took
+    /// longer than [`WRITE_TIMEOUT`]. The line may still appear, whole.
+    pub async fn append(
+        &self,
+        event: VerifiedEvent,
+        reservation: Option<Reservation>,
+    ) -> Result<(), Refusal> {
         let (outcome, written) = oneshot::channel();
-        let gone = Refusal::Unwritten(ErrorKind::Other);
-        self.queue
-            .send(Entry {
-                event,
-                outcome,
-                _room: room.permit,
-            })
-            .map_err(|_| gone)?;
-        match timeout(room.patience, written).await {
-            Ok(Ok(outcome)) => outcome.map_err(Refusal::Unwritten),
-            Ok(Err(_)) => Err(gone),
-            Err(_) => Err(Refusal::StalledStdout),
-        }
-    }
-}
-
-impl Writer {
-    /// Waits for its end, which comes when the [`EventLog`] is dropped, or by a panic.
-    pub async fn ended(&mut self) {
-        // The panic is in the diagnostics already.
-        let _ = (&mut self.task).await;
-    }
-}
-
-impl Pen {
-    fn start(mut out: impl Write + Send + 'static) -> io::Result<Self> {
-        let (batches, to_write) = std::sync::mpsc::channel::<Vec<u8>>();
-        let (done, written) = mpsc::unbounded_channel();
-        thread::Builder::new()
-            .name("event-log".to_owned())
-            .spawn(move || {
-                for lines in to_write {
-                    // Nobody takes it any more once the process ends.
-                    let _ = done.send(write(&mut out, lines));
-                }
-            })?;
-        Ok(Self { batches, written })
-    }
-
-    /// Writes a batch; `None` if the thread has died.
-    async fn write(&mut self, lines: Vec<u8>) -> Option<Written> {
-        self.batches.send(lines).ok()?;
-        self.written.recv().await
-    }
-}
-
-/// `lines` begins with the rest of a line that has been begun before.
-async fn write_events(
-    mut lines: Vec<u8>,
-    mut entries: mpsc::UnboundedReceiver<Entry>,
-    mut pen: Pen,
-) {
-    let mut waiting = Vec::new();
-    while let Some(entry) = entries.recv().await {
-        let begun = !lines.is_empty();
-        let mut next = Some(entry);
-        while let Some(Entry { event, outcome, .. }) = next {
-            if !outcome.is_closed() {
-                push_line(&mut lines, event.body());
-                waiting.push((lines.len(), outcome));
-            }
-            next = if lines.len() < BATCH {
-                entries.try_recv().ok()
-            } else {
-                None
-            };
-        }
-        let Some(written) = pen.write(lines).await else {
-            return;
+        let entry = Entry {
+            event,
+            outcome,
+            _reservation: reservation,
         };
-        for (end, outcome) in waiting.drain(..) {
-            let whole = end <= written.count;
-            // A sender that has given up meanwhile needs no answer.
-            let _ = outcome.send(if whole { Ok(()) } else { written.result });
+        let write = async {
+            // Once the task has ended, the reader of stdout has gone.
+            let ended = ErrorKind::BrokenPipe;
+            self.queue.send(entry).await.map_err(|_| ended)?;
+            written.await.map_err(|_| ended)?
+        };
+        match timeout(WRITE_TIMEOUT, write).await {
+            Ok(result) => result.map_err(Refusal::WriteFailed),
+            Err(_) => Err(Refusal::StdoutStalled),
         }
-        lines = rest_of_line(written, begun);
-        lines.shrink_to(KEPT);
+    }
+}
+
+impl WriterTask {
+    /// Waits until the [`EventLog`] has been dropped and what it was given is written.
+    ///
+    /// # Errors
+    /// Why no event can be written any more; the message is for the operator.
+    pub async fn ended(&mut self) -> io::Result<()> {
+        // The panic is in the diagnostics already.
+        (&mut self.task).await.unwrap_or_else(|_| Err(died()))
+    }
+}
+
+fn died() -> io::Error {
+    io::Error::other("what writes events has died; please report it")
+}
+
+async fn write_events(
+    mut out: Stdout,
+    mut entries: mpsc::Receiver<Entry>,
+    report: Arc<Report>,
+) -> io::Result<()> {
+    let mut buffer = Buffer::default();
+    if out.mid_line {
+        buffer.end_foreign_line();
+    }
+    loop {
+        // The rest of a line is not tried again before there is another to be written.
+        if buffer.waiting() == 0 {
+            match entries.recv().await {
+                Some(entry) => buffer.push(entry),
+                None => break,
+            }
+        }
+        while buffer.bytes.len() < PIPE_BUF {
+            match entries.try_recv() {
+                Ok(entry) => buffer.push(entry),
+                Err(_) => break,
+            }
+        }
+        let result = buffer.write(&mut out, &report).await?;
+        if result == Err(ErrorKind::BrokenPipe) {
+            let reason = Refusal::WriteFailed(ErrorKind::BrokenPipe).reason();
+            return Err(io::Error::new(ErrorKind::BrokenPipe, reason));
+        }
     }
     // The last chance of a line that has been begun; nobody waits for it any more.
-    let _ = pen.write(lines).await;
+    let _ = buffer.write(&mut out, &report).await?;
+    Ok(())
 }
 
-/// The rest of the line that a batch, or one before it if `begun`, has begun and not finished.
-fn rest_of_line(
-    Written {
-        mut lines, count, ..
-    }: Written,
-    begun: bool,
-) -> Vec<u8> {
-    let begun = lines[..count].last().map_or(begun, |&last| last != b'\n');
-    lines.drain(..count);
-    let end = lines.iter().position(|&byte| byte == b'\n');
-    lines.truncate(end.filter(|_| begun).map_or(0, |end| end + 1));
-    lines
-}
+impl Buffer {
+    fn end_foreign_line(&mut self) {
+        self.mid_line = true;
+        self.bytes.push(b'\n');
+        self.lines.push(Line {
+            end: self.bytes.len(),
+            is_event: false,
+            outcome: None,
+        });
+    }
 
-/// Writes as much as can be written.
-fn write(out: &mut impl Write, lines: Vec<u8>) -> Written {
-    let mut count = 0;
-    let mut result = Ok(());
-    while count < lines.len() && result.is_ok() {
-        match out.write(&lines[count..]) {
-            Ok(0) => result = Err(ErrorKind::WriteZero),
-            Ok(more) => count += more,
-            Err(error) => match error.kind() {
-                ErrorKind::Interrupted => {}
-                // Somebody who shares the pipe made it non-blocking: wait as a blocking one would.
-                ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(5)),
-                kind => result = Err(kind),
-            },
+    /// Adds the line of an event, if its sender still waits.
+    fn push(&mut self, Entry { event, outcome, .. }: Entry) {
+        if !outcome.is_closed() {
+            push_line(&mut self.bytes, event.body());
+            self.lines.push(Line {
+                end: self.bytes.len(),
+                is_event: true,
+                outcome: Some(outcome),
+            });
         }
     }
-    Written {
-        lines,
-        count,
-        result,
+
+    /// How many lines somebody waits for.
+    fn waiting(&self) -> usize {
+        self.lines.len() - usize::from(self.mid_line)
+    }
+
+    /// Writes one batch and answers for it; its outcome, or an error if what writes has died.
+    async fn write(
+        &mut self,
+        out: &mut Stdout,
+        report: &Report,
+    ) -> io::Result<Result<(), ErrorKind>> {
+        let fitting = self.lines.iter().take_while(|line| line.end <= PIPE_BUF);
+        let count = fitting.count().max(1).min(self.lines.len());
+        let batch = self.lines[..count].last().map_or(0, |line| line.end);
+        let written = out.write(&self.bytes[..batch]).await.ok_or_else(died)?;
+        let Written { count: end, result } = written;
+
+        if let Some(last) = self.bytes[..end].last() {
+            self.mid_line = *last != b'\n';
+        }
+        let mut rest = None;
+        for line in self.lines.drain(..count) {
+            let is_written = line.end <= end;
+            if is_written && line.is_event {
+                report.logged();
+            }
+            if let Some(outcome) = line.outcome {
+                // A sender that has given up meanwhile needs no answer.
+                let _ = outcome.send(if is_written { Ok(()) } else { result });
+            }
+            if !is_written && self.mid_line && rest.is_none() {
+                rest = Some(Line {
+                    end: line.end - end,
+                    is_event: line.is_event,
+                    outcome: None,
+                });
+            }
+        }
+        // What stays: the rest of the line that has been begun, and what is behind the batch.
+        let kept = rest.as_ref().map_or(0, |rest| rest.end);
+        self.bytes.drain(end + kept..batch);
+        self.bytes.drain(..end);
+        self.bytes.shrink_to(MAX_KEPT_BYTES);
+        for line in &mut self.lines {
+            line.end = line.end - batch + kept;
+        }
+        self.lines.splice(..0, rest);
+        Ok(result)
     }
 }
 

@@ -6,18 +6,22 @@
 //! # The way of one event
 //!
 //! ```text
-//! socket ─ listener ─ axum ─ router ─ verify ─ router ─ verify ─ event_log ─ stdout
-//!          how many,         header   token    body     checksum line        then 200
-//!          how long                   proven   read     compared written
+//! socket ─ listener ─ axum ─ router ─ verify ─ body ─ verify ─ event_log ─ stdout
+//!          admission,        header   token    read   checksum line        pipe or
+//!          timeouts          read     verified whole  compared made        thread; then 200
 //! ```
 //!
-//! 1. [`listener`] accepts the connection, and [`connection`] keeps it within its limits.
+//! 1. [`listener`] accepts the connection, [`admission`] decides which other one makes room for it
+//!    if there are too many, and [`connection`] keeps it within its limits.
 //! 2. [`router`] takes the one `X-Dt-Signature` header of a POST on `/`.
-//! 3. [`verify::Verifier::prove`] proves the token from the header alone; only then is a byte of
-//!    the body read, so only a holder of the secret can make the receiver buffer one.
-//! 4. [`verify::Proof::verify`] compares the body with the token's checksum. What it returns, a
-//!    [`verify::VerifiedEvent`], can be made nowhere else, and nothing else can be logged.
-//! 5. [`event_log::EventLog::append`] returns once the event's line is written, and 200 is sent.
+//! 3. [`verify::Verifier::verify_token`] verifies the token from the header alone; only then is a
+//!    byte of the body read ([`body`]), so only a holder of the secret can make the receiver buffer
+//!    one.
+//! 4. [`verify::VerifiedToken::verify_body`] compares the body with the token's checksum. What it
+//!    returns, a [`verify::VerifiedEvent`], can be made nowhere else, and nothing else can be
+//!    logged.
+//! 5. [`event_log::EventLog::append`] returns once the event's line is written to [`stdout`], and
+//!    200 is sent.
 //!
 //! # The answers
 //!
@@ -30,10 +34,12 @@
 //! | not POST on `/` | 405 with `Allow: POST` |
 //! | another path | 404 |
 //!
-//! [`refusal`] has each of them but the first, with what the operator is told. [`report`] tells
-//! it, [`diagnostics`] brings it to stderr. [`config`] reads the environment, [`server`] serves
-//! until a signal.
+//! [`refusal`] has each of them but the first, with what the operator is told. [`report`] counts
+//! and tells it, [`diagnostics`] writes that to stderr. [`config`] reads the environment,
+//! [`server`] serves until a signal.
 
+pub mod admission;
+pub mod body;
 pub mod config;
 pub mod connection;
 pub mod diagnostics;
@@ -43,4 +49,5 @@ pub mod refusal;
 pub mod report;
 pub mod router;
 pub mod server;
+pub mod stdout;
 pub mod verify;

@@ -1,75 +1,90 @@
-//! Bounded connections: how many are served at once, and who makes room for one more.
+//! The listening socket, whose connections are admitted within the limits.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use axum::extract::connect_info::Connected;
+use axum::serve::IncomingStream;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
+use crate::admission::{Admission, Slot};
 use crate::connection::Connection;
+use crate::report::Report;
 
-/// Connections that are served at once; when one more comes, the one that has kept the receiver
-/// waiting longest makes room for it.
-pub const MAX_CONNECTIONS: usize = 1024;
+/// How many connections the operating system may hold before they are accepted.
+const BACKLOG: u32 = 1024;
 
-/// How long to wait when the operating system has no connection to give.
-const PAUSE: Duration = Duration::from_millis(5);
+/// How long to wait after the operating system had no connection to give.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(5);
 
-/// How long one line says so.
-const QUIET: Duration = Duration::from_secs(10);
+/// How long no other line says that connections cannot be accepted.
+const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Accepts connections within the limits.
 #[derive(Debug)]
 pub struct Listener {
     socket: TcpListener,
-    slots: Arc<Semaphore>,
-    /// The connections that wait for a head, the longest waiting first.
-    waiting: Arc<Notify>,
-    complained: Option<Instant>,
+    admission: Arc<Admission>,
+    report: Arc<Report>,
+    last_warning: Option<Instant>,
 }
 
 impl Listener {
     /// Listens on `port` of all addresses: of IPv6 and IPv4, or of IPv4 where there is no IPv6.
+    /// `report` gets what arrives and is not HTTP/1.1.
     ///
     /// # Errors
     /// The operating system's, as for a port that is in use.
-    pub async fn bind(port: u16) -> io::Result<Self> {
-        let socket = match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
+    pub fn bind(port: u16, report: Arc<Report>) -> io::Result<Self> {
+        let socket = match listen((Ipv6Addr::UNSPECIFIED, port).into()) {
             Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
-                TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await?
+                listen((Ipv4Addr::UNSPECIFIED, port).into())?
             }
             bound => bound?,
         };
         Ok(Self {
             socket,
-            slots: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
-            waiting: Arc::default(),
-            complained: None,
+            admission: Arc::default(),
+            report,
+            last_warning: None,
         })
     }
 
-    fn complain(&mut self, error: &io::Error) {
+    fn warn_throttled(&mut self, error: &io::Error) {
         if self
-            .complained
-            .is_none_or(|complained| complained.elapsed() >= QUIET)
+            .last_warning
+            .is_none_or(|warned| warned.elapsed() >= WARN_INTERVAL)
         {
-            self.complained = Some(Instant::now());
+            self.last_warning = Some(Instant::now());
             warn!("cannot accept connections: {error}; is the limit of open files too low?");
         }
     }
 
-    async fn slot(&self) -> Option<OwnedSemaphorePermit> {
-        if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
-            return Some(slot);
+    async fn admit(&self) -> Slot {
+        if self.admission.is_full() {
+            // What has arrived at the others meanwhile is known after that.
+            yield_now().await;
         }
-        self.waiting.notify_one();
-        Arc::clone(&self.slots).acquire_owned().await.ok()
+        poll_fn(|cx| self.admission.poll_admit(cx)).await
     }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }?;
+    // As `TcpListener::bind` has it, which takes no backlog.
+    #[cfg(not(windows))]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 impl axum::serve::Listener for Listener {
@@ -82,16 +97,14 @@ impl axum::serve::Listener for Listener {
                 Ok((stream, address)) => {
                     // Without it an answer could wait for the client's next packet; nothing is lost.
                     let _ = stream.set_nodelay(true);
-                    let slot = self.slot().await;
-                    // What had to make room may have gone by itself; nobody else has to now.
-                    pin!(self.waiting.notified()).enable();
-                    let waiting = Arc::clone(&self.waiting);
-                    return (Connection::new(stream, slot, waiting), address);
+                    let slot = self.admit().await;
+                    let connection = Connection::new(stream, slot, Arc::clone(&self.report));
+                    return (connection, address);
                 }
                 Err(error) => {
-                    self.complain(&error);
-                    self.waiting.notify_one();
-                    sleep(PAUSE).await;
+                    self.warn_throttled(&error);
+                    self.admission.make_room();
+                    sleep(ACCEPT_BACKOFF).await;
                 }
             }
         }
@@ -102,22 +115,9 @@ impl axum::serve::Listener for Listener {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use axum::serve::Listener as _;
-    use tokio::io::AsyncReadExt;
-    use tokio::net::TcpStream;
-    use tokio::time::timeout;
-
-    #[tokio::test]
-    async fn an_eviction_that_comes_too_late_hits_no_new_connection() -> io::Result<()> {
-        let mut listener = Listener::bind(0).await?;
-        listener.waiting.notify_one();
-        let _client = TcpStream::connect(listener.local_addr()?).await?;
-        let (mut connection, _) = listener.accept().await;
-        let end = timeout(PAUSE, connection.read_u8()).await;
-        assert!(end.is_err(), "{end:?}");
-        Ok(())
+/// A handler tells its connection by this what it has received.
+impl Connected<IncomingStream<'_, Listener>> for Slot {
+    fn connect_info(stream: IncomingStream<'_, Listener>) -> Self {
+        stream.io().slot().clone()
     }
 }

@@ -1,43 +1,76 @@
-//! What the operator hears of requests: counts, and lines that a flood can't turn into a flood.
+//! What the operator is told of requests: counters, and rate-limited log lines.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::io::ErrorKind;
+use std::mem;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use axum::http::{HeaderValue, StatusCode};
 use tracing::{error, info, warn};
 
 use crate::refusal::Refusal;
 
-/// Lines about refused requests a second; the rest is counted.
-const REFUSED_LINES: u32 = 10;
+/// How many lines a second the refusals share that are not the first of their reason.
+const REFUSED_LINES_PER_SECOND: u32 = 10;
 
-/// Seconds for which one line says that events can't be logged; the rest is counted.
-const FAILED_SECONDS: u64 = 10;
+/// How many seconds pass before a refusal is the first of its reason again.
+const FIRST_INTERVAL_SECONDS: u64 = 10;
 
-/// Characters of a request id that are shown; Heroku's own have 36.
-const ID_LENGTH: usize = 200;
+/// How many characters of a request id are shown; Heroku's own have 36.
+const MAX_REQUEST_ID: usize = 200;
 
 /// Counts of what came in, and the lines on it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Report {
-    logged: AtomicU64,
+    counts: Mutex<Counts>,
+}
+
+#[derive(Debug)]
+struct Counts {
+    logged: u64,
     refused: Throttle,
     failed: Throttle,
-    failing: AtomicBool,
-    seconds: AtomicU64,
+    /// Whether the last that was heard of stdout is that it does not take events.
+    failing: bool,
+    seconds: u64,
+}
+
+/// Tells the first of each reason at once, and so many of the others a second.
+#[derive(Debug)]
+struct Throttle {
+    total: u64,
+    reasons: BTreeMap<&'static str, Reason>,
+    lines_per_second: u32,
+    lines_left: u32,
 }
 
 #[derive(Debug, Default)]
-struct Throttle {
-    total: AtomicU64,
-    said: AtomicU32,
-    left_out: AtomicU64,
+struct Reason {
+    logged: bool,
+    suppressed: u64,
+}
+
+impl Default for Report {
+    fn default() -> Self {
+        Self {
+            counts: Mutex::new(Counts {
+                logged: 0,
+                refused: Throttle::new(REFUSED_LINES_PER_SECOND),
+                failed: Throttle::new(0),
+                failing: false,
+                seconds: 0,
+            }),
+        }
+    }
 }
 
 impl Report {
-    /// An event was logged.
+    /// The line of an event is on stdout.
     pub fn logged(&self) {
-        self.logged.fetch_add(1, Relaxed);
-        if self.failing.load(Relaxed) && self.failing.swap(false, Relaxed) {
+        let mut counts = self.lock();
+        counts.logged += 1;
+        if mem::take(&mut counts.failing) {
             info!("stdout takes events again");
         }
     }
@@ -46,72 +79,127 @@ impl Report {
     ///
     /// `request_id` is `X-Request-Id`, by which the line can be matched with the router's.
     pub fn refused(&self, refusal: Refusal, request_id: Option<&HeaderValue>) {
-        let (status, reason) = (refusal.status().as_u16(), refusal.reason());
-        let request_id =
-            request_id.map(|id| String::from_utf8_lossy(&id.as_bytes()[..id.len().min(ID_LENGTH)]));
+        let (status, reason) = (refusal.status(), refusal.reason());
+        let request_id = request_id.map(|id| {
+            let id = id.as_bytes();
+            String::from_utf8_lossy(&id[..id.len().min(MAX_REQUEST_ID)])
+        });
         let request_id = request_id.as_deref();
-        if refusal.status().is_client_error() {
-            if self.refused.admits(REFUSED_LINES) {
-                warn!(request_id, "refused with {status}: {reason}");
+        let mut counts = self.lock();
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            let allowed = counts.failed.allow(refusal.name());
+            counts.failing |= matches!(refusal, Refusal::WriteFailed(_) | Refusal::StdoutStalled);
+            // The end of the process tells that the reader has gone.
+            if allowed && refusal != Refusal::WriteFailed(ErrorKind::BrokenPipe) {
+                error!(request_id, "failed with {}: {reason}", status.as_u16());
             }
-        } else if self.failed.admits(1) {
-            self.failing
-                .store(refusal.status() == StatusCode::SERVICE_UNAVAILABLE, Relaxed);
-            error!(request_id, "failed with {status}: {reason}");
+        } else if counts.refused.allow(refusal.name()) {
+            warn!(request_id, "refused with {}: {reason}", status.as_u16());
         }
     }
 
-    /// A second has passed: says how much the lines left out.
+    /// A connection was refused on which something else than an HTTP/1.1 request came.
+    pub fn not_http(&self, refusal: Refusal) {
+        if self.lock().refused.allow(refusal.name()) {
+            warn!("refused: {}", refusal.reason());
+        }
+    }
+
+    /// A second has passed: says how many lines were suppressed, and allows more.
     pub fn tick(&self) {
-        self.renew_refused();
-        if self
-            .seconds
-            .fetch_add(1, Relaxed)
-            .is_multiple_of(FAILED_SECONDS)
-        {
-            self.renew_failed();
-        }
-    }
-
-    fn renew_refused(&self) {
-        let left_out = self.refused.renew();
-        if left_out > 0 {
-            warn!("{left_out} more requests were refused");
-        }
-    }
-
-    fn renew_failed(&self) {
-        let left_out = self.failed.renew();
-        if left_out > 0 {
-            error!("{left_out} more events were not logged");
+        let mut counts = self.lock();
+        counts.report_refused();
+        counts.refused.lines_left = counts.refused.lines_per_second;
+        counts.seconds += 1;
+        if counts.seconds.is_multiple_of(FIRST_INTERVAL_SECONDS) {
+            counts.report_failed();
+            counts.refused.reset();
+            counts.failed.reset();
         }
     }
 
     /// The counts since the start, in one line.
     pub fn sum_up(&self) {
-        self.renew_refused();
-        self.renew_failed();
+        let mut counts = self.lock();
+        counts.report_refused();
+        counts.report_failed();
         info!(
-            logged = self.logged.load(Relaxed),
-            refused = self.refused.total.load(Relaxed),
-            failed = self.failed.total.load(Relaxed),
+            logged = counts.logged,
+            refused = counts.refused.total,
+            failed = counts.failed.total,
             "stopped"
         );
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Counts {
+    fn report_refused(&mut self) {
+        match self.refused.take_suppressed() {
+            (0, _) => {}
+            (1, reasons) => warn!("1 more request was refused: {reasons}"),
+            (count, reasons) => warn!("{count} more requests were refused: {reasons}"),
+        }
+    }
+
+    fn report_failed(&mut self) {
+        match self.failed.take_suppressed() {
+            (0, _) => {}
+            (1, reasons) => error!("1 more event was not logged: {reasons}"),
+            (count, reasons) => error!("{count} more events were not logged: {reasons}"),
+        }
     }
 }
 
 impl Throttle {
-    fn admits(&self, lines: u32) -> bool {
-        self.total.fetch_add(1, Relaxed);
-        let admitted = self.said.fetch_add(1, Relaxed) < lines;
-        if !admitted {
-            self.left_out.fetch_add(1, Relaxed);
+    fn new(lines_per_second: u32) -> Self {
+        Self {
+            total: 0,
+            reasons: BTreeMap::new(),
+            lines_per_second,
+            lines_left: lines_per_second,
         }
-        admitted
     }
 
-    fn renew(&self) -> u64 {
-        self.said.store(0, Relaxed);
-        self.left_out.swap(0, Relaxed)
+    /// Counts one more, and decides whether it gets a line.
+    fn allow(&mut self, name: &'static str) -> bool {
+        self.total += 1;
+        let reason = self.reasons.entry(name).or_default();
+        if !mem::replace(&mut reason.logged, true) {
+            return true;
+        }
+        let allowed = self.lines_left > 0;
+        if allowed {
+            self.lines_left -= 1;
+        } else {
+            reason.suppressed += 1;
+        }
+        allowed
+    }
+
+    /// How many got no line since this was last asked, in all and of each reason.
+    fn take_suppressed(&mut self) -> (u64, String) {
+        let mut suppressed: Vec<(u64, &str)> = self
+            .reasons
+            .iter_mut()
+            .map(|(name, reason)| (mem::take(&mut reason.suppressed), *name))
+            .filter(|(count, _)| *count > 0)
+            .collect();
+        suppressed.sort_by(|a, b| b.cmp(a));
+        let mut reasons = String::new();
+        for (count, name) in &suppressed {
+            let separator = if reasons.is_empty() { "" } else { ", " };
+            let _ = write!(reasons, "{separator}{count} {name}");
+        }
+        (suppressed.iter().map(|(count, _)| count).sum(), reasons)
+    }
+
+    fn reset(&mut self) {
+        for reason in self.reasons.values_mut() {
+            reason.logged = false;
+        }
     }
 }

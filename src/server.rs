@@ -6,85 +6,93 @@ use std::time::Duration;
 
 use axum::Router;
 use tokio::sync::oneshot;
-use tokio::time::{interval, sleep, timeout};
+use tokio::time::{interval, timeout};
 use tracing::{info, warn};
 
-use crate::connection::Head;
-use crate::event_log::Writer;
+use crate::admission::Slot;
+use crate::event_log::WriterTask;
 use crate::listener::Listener;
 use crate::report::Report;
 
 /// How long requests in flight may take once the receiver stops: longer than a request may take
 /// to arrive, shorter than the 30 s after which Heroku kills ("Dyno shutdown behavior").
-pub const DRAIN: Duration = Duration::from_secs(18);
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(18);
+
+/// How long they may take once no event can be written: they only have to be answered so.
+const FAILED_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a write that is under way may take once every request is answered.
-const LAST_WRITE: Duration = Duration::from_secs(1);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Serves `router` until `stop`; returns once nothing is in flight, or after [`DRAIN`].
+/// Serves `router` until `shutdown`; returns once nothing is in flight, or after
+/// [`DRAIN_TIMEOUT`].
 ///
 /// # Errors
-/// The writer of events has died, so that no event can be logged any more.
+/// Why no event can be written any more; the message is for the operator.
 pub async fn serve(
     listener: Listener,
     router: Router,
-    mut writer: Writer,
+    mut writer: WriterTask,
     report: Arc<Report>,
-    stop: impl Future<Output = ()> + Send + 'static,
+    shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
-    let (stopping, stopped) = oneshot::channel();
-    let service = router.into_make_service_with_connect_info::<Head>();
-    let server = axum::serve(listener, service).with_graceful_shutdown(async move {
-        stop.await;
-        info!("stopping");
-        let _ = stopping.send(());
-    });
-    let overdue = async {
+    let (stop, stopped) = oneshot::channel::<()>();
+    let service = router.into_make_service_with_connect_info::<Slot>();
+    let server = axum::serve(listener, service).with_graceful_shutdown(async {
         let _ = stopped.await;
-        sleep(DRAIN).await;
-    };
-    let ticks = async {
+    });
+    let server = tokio::spawn(server.into_future());
+    let ticks = Arc::clone(&report);
+    tokio::spawn(async move {
         let mut seconds = interval(Duration::from_secs(1));
         loop {
             seconds.tick().await;
-            report.tick();
+            ticks.tick();
+        }
+    });
+
+    let mut failure = None;
+    let drain_timeout = tokio::select! {
+        () = shutdown => {
+            info!("stopping");
+            DRAIN_TIMEOUT
+        }
+        ended = writer.ended() => {
+            failure = Some(ended);
+            FAILED_DRAIN_TIMEOUT
         }
     };
-    let drained = tokio::select! {
-        result = server => {
-            result?;
-            true
+    let _ = stop.send(());
+    let drained = timeout(drain_timeout, server).await.is_ok();
+    let result = if let Some(failure) = failure {
+        failure
+    } else {
+        if !drained {
+            warn!("requests are still in flight after {drain_timeout:?}; they are cut off");
         }
-        () = overdue => {
-            warn!("requests are still in flight after {DRAIN:?}; they are cut off");
-            false
+        let ended = timeout(FLUSH_TIMEOUT, writer.ended()).await;
+        if drained && ended.is_err() {
+            warn!(
+                "stdout is stalled; the end of its last line may be missing, \
+                 whose event was not answered 200"
+            );
         }
-        () = writer.ended() => {
-            return Err(io::Error::other("the thread that writes events has died"));
-        }
-        () = ticks => false,
+        ended.unwrap_or(Ok(()))
     };
-    let written = timeout(LAST_WRITE, writer.ended()).await.is_ok();
-    if drained && !written {
-        warn!(
-            "stdout is stalled; the end of its last line may be missing, \
-             whose event was not answered 200"
-        );
-    }
     report.sum_up();
-    Ok(())
+    result
 }
 
-/// The signals that stop the receiver, from the moment this is made: the first one ends
-/// [`Stop::signal`], any more change nothing.
+/// The signals that stop the receiver, from the moment this is made: the first one resolves
+/// [`ShutdownSignal::recv`], any more change nothing.
 #[derive(Debug)]
-pub struct Stop {
+pub struct ShutdownSignal {
     #[cfg(unix)]
     signals: [tokio::signal::unix::Signal; 2],
 }
 
 #[cfg(unix)]
-impl Stop {
+impl ShutdownSignal {
     /// Listens for SIGTERM and SIGINT.
     ///
     /// # Errors
@@ -100,7 +108,7 @@ impl Stop {
     }
 
     /// Waits for the first signal.
-    pub async fn signal(mut self) {
+    pub async fn recv(mut self) {
         let [terminate, interrupt] = &mut self.signals;
         tokio::select! {
             _ = terminate.recv() => {}
@@ -110,7 +118,7 @@ impl Stop {
 }
 
 #[cfg(not(unix))]
-impl Stop {
+impl ShutdownSignal {
     /// Listens for Ctrl-C.
     ///
     /// # Errors
@@ -120,7 +128,7 @@ impl Stop {
     }
 
     /// Waits for Ctrl-C.
-    pub async fn signal(self) {
+    pub async fn recv(self) {
         let _ = tokio::signal::ctrl_c().await;
     }
 }

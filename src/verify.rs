@@ -1,39 +1,67 @@
-//! Proves that an event comes from the holder of the signature secret. Pure: no I/O, no clock.
+//! Verifies that an event comes from the holder of the signature secret. Pure: no I/O, no clock.
 //!
-//! The way through is typed: [`Verifier::prove`] makes a [`Proof`] of a token, [`Proof::verify`]
-//! makes a [`VerifiedEvent`] of a body, and there is no other way to either.
+//! The types enforce the order: [`Verifier::verify_token`] makes a [`VerifiedToken`],
+//! [`VerifiedToken::verify_body`] makes a [`VerifiedEvent`], and nothing else makes either.
 //!
 //! What is checked is what Disruptive Technologies' documentation shows ("Receiving Events"): an
 //! HS256 JWT whose claim `checksum` is the SHA-1 of the raw body.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use jsonwebtoken::{Algorithm, DecodingKey, Header, crypto, dangerous};
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
 use serde::de::{Deserialize, Deserializer, IgnoredAny};
 use sha1::{Digest, Sha1};
 
 use crate::config::Secret;
-use crate::refusal::Refusal;
 
-/// The longest token that is looked at, in bytes. A Data Connector's is about 350.
-pub const MAX_TOKEN: usize = 8 * 1024;
+/// The longest token that is verified, in bytes. A Data Connector's has about 350.
+pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
 /// Verifies tokens with one signature secret.
 #[derive(Debug)]
 pub struct Verifier {
     key: DecodingKey,
+    validation: Validation,
 }
 
 /// A token that the holder of the secret signed and that is valid now.
 #[derive(Debug)]
-pub struct Proof {
+pub struct VerifiedToken {
     checksum: [u8; 20],
 }
 
-/// The raw body of an event, proven to be what the holder of the secret signed.
+/// The raw body of an event, which is what the holder of the secret signed.
 #[derive(Debug)]
 pub struct VerifiedEvent {
     body: Vec<u8>,
+}
+
+/// Why a token or a body is rejected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VerifyError {
+    /// The token is longer than any Data Connector's.
+    SignatureTooLong,
+    /// Not a JWT: not three parts, or a part that is not what RFC 7515 and RFC 7519 say.
+    MalformedToken,
+    /// The token's header names another algorithm than HS256.
+    UnsupportedAlgorithm,
+    /// The HMAC is not the secret's.
+    SignatureMismatch,
+    /// The token's header has `crit`, whose extensions must be understood (RFC 7515, 4.1.11).
+    CriticalExtension,
+    /// `exp` has passed.
+    Expired,
+    /// `nbf` has not been reached.
+    NotYetValid,
+    /// The token names an audience, and this receiver is none.
+    UnexpectedAudience,
+    /// No claim `checksum`.
+    MissingChecksum,
+    /// The claim `checksum` is not a SHA-1 in hexadecimal.
+    MalformedChecksum,
+    /// The SHA-1 of the body is not the claim `checksum`.
+    ChecksumMismatch,
 }
 
 #[derive(serde::Deserialize)]
@@ -46,7 +74,7 @@ struct Claims {
     nbf: Option<f64>,
     #[serde(default, deserialize_with = "present")]
     aud: Option<IgnoredAny>,
-    // Takes an object alone; without it, serde takes a list of these claims as well.
+    // Makes serde take an object alone; otherwise it takes a list of these claims as well.
     #[serde(flatten)]
     _others: IgnoredAny,
 }
@@ -55,68 +83,75 @@ impl Verifier {
     /// A verifier for tokens signed with `secret`.
     #[must_use]
     pub fn new(secret: &Secret) -> Self {
+        // The library checks the signature and `alg`; the claims are checked below.
+        let mut validation = Validation::new(Algorithm::HS256);
+        validation.required_spec_claims.clear();
+        validation.validate_exp = false;
+        validation.validate_nbf = false;
+        validation.validate_aud = false;
         Self {
             key: DecodingKey::from_secret(secret.as_bytes()),
+            validation,
         }
     }
 
-    /// Proves the value of an `X-Dt-Signature` header as of `now`.
+    /// Verifies the value of an `X-Dt-Signature` header as of `now`.
     ///
-    /// This function is the whole policy. Nothing of a token is parsed before its HMAC holds.
+    /// This function is the whole policy. No claim is parsed before the signature is verified.
     ///
     /// # Errors
     /// The first check that the token fails.
-    pub fn prove(&self, token: &[u8], now: SystemTime) -> Result<Proof, Refusal> {
-        if token.len() > MAX_TOKEN {
-            return Err(Refusal::LongSignature);
+    pub fn verify_token(
+        &self,
+        token: &[u8],
+        now: SystemTime,
+    ) -> Result<VerifiedToken, VerifyError> {
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(VerifyError::SignatureTooLong);
         }
-        let token = str::from_utf8(token).map_err(|_| Refusal::MalformedToken)?;
-        let (message, signature) = token.rsplit_once('.').ok_or(Refusal::MalformedToken)?;
-        match crypto::verify(signature, message.as_bytes(), &self.key, Algorithm::HS256) {
-            Ok(true) => {}
-            Ok(false) => return Err(Refusal::SignatureMismatch),
-            Err(_) => return Err(Refusal::MalformedToken),
+        let token = decode::<Claims>(token, &self.key, &self.validation).map_err(|error| {
+            match error.kind() {
+                ErrorKind::InvalidAlgorithm => VerifyError::UnsupportedAlgorithm,
+                ErrorKind::InvalidSignature => VerifyError::SignatureMismatch,
+                _ => VerifyError::MalformedToken,
+            }
+        })?;
+        if token.header.crit.is_some() {
+            return Err(VerifyError::CriticalExtension);
         }
-
-        let (header, claims) = decode(token)?;
-        if header.alg != Algorithm::HS256 {
-            return Err(Refusal::OtherAlgorithm);
-        }
-        if header.crit.is_some() {
-            return Err(Refusal::CriticalExtension);
-        }
-        // A clock before 1970 fails every token that expires rather than none.
+        // A clock before 1970 rejects every token that expires rather than none.
         let now = now
             .duration_since(UNIX_EPOCH)
             .map_or(f64::INFINITY, |now| now.as_secs_f64());
+        let claims = token.claims;
         if claims.exp.is_some_and(|exp| exp <= now) {
-            return Err(Refusal::Expired);
+            return Err(VerifyError::Expired);
         }
         if claims.nbf.is_some_and(|nbf| nbf > now) {
-            return Err(Refusal::NotYetValid);
+            return Err(VerifyError::NotYetValid);
         }
         if claims.aud.is_some() {
-            return Err(Refusal::ForAnAudience);
+            return Err(VerifyError::UnexpectedAudience);
         }
-        let claim = claims.checksum.ok_or(Refusal::NoChecksum)?;
-        let claim = claim.as_str().ok_or(Refusal::MalformedChecksum)?;
+        let claim = claims.checksum.ok_or(VerifyError::MissingChecksum)?;
+        let claim = claim.as_str().ok_or(VerifyError::MalformedChecksum)?;
         let mut checksum = [0; 20];
-        hex::decode_to_slice(claim, &mut checksum).map_err(|_| Refusal::MalformedChecksum)?;
-        Ok(Proof { checksum })
+        hex::decode_to_slice(claim, &mut checksum).map_err(|_| VerifyError::MalformedChecksum)?;
+        Ok(VerifiedToken { checksum })
     }
 }
 
-impl Proof {
-    /// Compares the raw body of the request with what its token signs.
+impl VerifiedToken {
+    /// Compares the raw body of the request with the checksum in its token.
     ///
-    /// The token tells the checksum to whoever reads it, so the comparison has nothing to hide and
-    /// needs no constant time.
+    /// The checksum is no secret to anyone who has the token, so the comparison need not take
+    /// constant time.
     ///
     /// # Errors
-    /// [`Refusal::ChecksumMismatch`] for any other body than the signed one.
-    pub fn verify(self, body: Vec<u8>) -> Result<VerifiedEvent, Refusal> {
+    /// [`VerifyError::ChecksumMismatch`] for any other body than the signed one.
+    pub fn verify_body(self, body: Vec<u8>) -> Result<VerifiedEvent, VerifyError> {
         if Sha1::digest(&body)[..] != self.checksum {
-            return Err(Refusal::ChecksumMismatch);
+            return Err(VerifyError::ChecksumMismatch);
         }
         Ok(VerifiedEvent { body })
     }
@@ -130,15 +165,7 @@ impl VerifiedEvent {
     }
 }
 
-/// Takes apart a token whose signature holds; the checks that the library leaves out are the
-/// caller's.
-fn decode(token: &str) -> Result<(Header, Claims), Refusal> {
-    dangerous::insecure_decode(token)
-        .map(|data| (data.header, data.claims))
-        .map_err(|_| Refusal::MalformedToken)
-}
-
-/// A claim that is there, though it be null: a null `exp` is malformed, not absent.
+/// Tells a claim that is null from one that is absent: a null `exp` is malformed.
 fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     claim: D,
 ) -> Result<Option<T>, D::Error> {

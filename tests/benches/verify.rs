@@ -24,7 +24,7 @@ use std::time::SystemTime;
 
 use axum::body::Bytes;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
-use data_connector_receiver::verify::{MAX_TOKEN, Verifier};
+use data_connector_receiver::verify::{MAX_TOKEN_BYTES, Verifier};
 use hmac::digest::InvalidLength;
 use hmac::{Hmac, KeyInit, Mac};
 use sha1::{Digest, Sha1};
@@ -42,7 +42,7 @@ fn main() -> Result<(), InvalidLength> {
     Ok(())
 }
 
-/// A token that is proven, and tokens that are refused, as a flood of forgeries would have them.
+/// A genuine token, and tokens that are refused, as a flood of forgeries would have them.
 fn tokens(criterion: &mut Criterion) -> Result<(), InvalidLength> {
     let body = Bytes::from_static(include_bytes!("../events/temperature.json"));
     let token = |forgery| {
@@ -53,15 +53,18 @@ fn tokens(criterion: &mut Criterion) -> Result<(), InvalidLength> {
     let hmac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes())?;
 
     let mut group = criterion.benchmark_group("token");
-    for (name, token, proven) in [
+    for (name, token, genuine) in [
         ("real", token(None)?, true),
         ("forged", token(Some(Forgery::WrongSecret))?, false),
-        ("junk of 8 KiB", "e30.".repeat(MAX_TOKEN / 4), false),
+        ("junk of 8 KiB", "e30.".repeat(MAX_TOKEN_BYTES / 4), false),
     ] {
         let token = token.as_bytes();
-        assert_eq!(verifier.prove(token, SystemTime::now()).is_ok(), proven);
+        assert_eq!(
+            verifier.verify_token(token, SystemTime::now()).is_ok(),
+            genuine
+        );
         group.bench_function(BenchmarkId::new("receiver", name), |bencher| {
-            bencher.iter(|| verifier.prove(black_box(token), SystemTime::now()));
+            bencher.iter(|| verifier.verify_token(black_box(token), SystemTime::now()));
         });
         group.bench_function(BenchmarkId::new("floor", name), |bencher| {
             bencher.iter(|| hmac.clone().chain_update(black_box(token)).finalize());
@@ -82,8 +85,8 @@ fn events(criterion: &mut Criterion) -> Result<(), InvalidLength> {
         let Signed { token, body } = signer.sign(&vec![b' '; size].into());
         let token = token.unwrap_or_default();
         let receive = |body| {
-            let proof = verifier.prove(black_box(token.as_bytes()), SystemTime::now())?;
-            proof.verify(body)
+            let token = verifier.verify_token(black_box(token.as_bytes()), SystemTime::now())?;
+            token.verify_body(body)
         };
         assert!(receive(body.to_vec()).is_ok());
         group.throughput(Throughput::Bytes(size as u64));

@@ -14,6 +14,7 @@
 mod accepted;
 mod connections;
 mod delivery;
+mod event_log;
 mod helpers;
 mod properties;
 mod protocol;

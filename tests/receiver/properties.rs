@@ -1,88 +1,22 @@
 //! Promises over all inputs, stated as models.
 
-use std::future::Future;
-use std::io::{self, ErrorKind, Write};
-use std::sync::{Arc, Mutex, mpsc};
-use std::time::{Duration, Instant, SystemTime};
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::time::SystemTime;
 
-use axum::Router;
 use data_connector_receiver::config::Secret;
 use data_connector_receiver::event_log::EventLog;
-use data_connector_receiver::listener::Listener;
 use data_connector_receiver::refusal::Refusal;
-use data_connector_receiver::report::Report;
-use data_connector_receiver::server::serve;
-use data_connector_receiver::verify::{VerifiedEvent, Verifier};
+use data_connector_receiver::verify::{Verifier, VerifyError};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use serde_json::Value;
-use tokio::task::JoinHandle;
 
-use crate::helpers::{EVENT, SECRET, SOON, lines, sign, token};
+use crate::event_log::{Command, Commanded, block_on, spawn_append, start, verified};
+use crate::helpers::{EVENT, SECRET, lines, sign, token};
 
 fn verifier() -> Verifier {
     Verifier::new(&Secret::from(SECRET))
-}
-
-fn verified(body: &[u8]) -> VerifiedEvent {
-    let proof = verifier()
-        .prove(token(body).as_bytes(), SystemTime::now())
-        .unwrap();
-    proof.verify(body.to_vec()).unwrap()
-}
-
-fn block_on<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    runtime.block_on(async { tokio::time::timeout(SOON, future).await.expect("in time") })
-}
-
-/// A stdout that does as it is told, once a write: takes some bytes, all, or none and fails.
-struct Commanded {
-    commands: Vec<Command>,
-    taken: Arc<Mutex<Vec<u8>>>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Command {
-    Take(usize),
-    Fail(ErrorKind),
-    Panic,
-}
-
-impl Commanded {
-    /// It, and what it has taken so far.
-    fn new(commands: Vec<Command>) -> (Self, Arc<Mutex<Vec<u8>>>) {
-        let taken = Arc::default();
-        let out = Self {
-            commands,
-            taken: Arc::clone(&taken),
-        };
-        (out, taken)
-    }
-}
-
-impl Write for Commanded {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self.commands.pop().unwrap_or(Command::Take(usize::MAX)) {
-            Command::Take(count) => {
-                let count = count.min(bytes.len());
-                self.taken
-                    .lock()
-                    .unwrap()
-                    .extend_from_slice(&bytes[..count]);
-                Ok(count)
-            }
-            Command::Fail(kind) => Err(kind.into()),
-            Command::Panic => panic!("as commanded"),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 fn command() -> impl Strategy<Value = Command> {
@@ -100,24 +34,14 @@ fn command() -> impl Strategy<Value = Command> {
     ]
 }
 
-/// Appends an event, beginning when the test next yields.
-fn spawn_append(log: &Arc<EventLog>, body: Vec<u8>) -> JoinHandle<Result<(), Refusal>> {
-    let log = Arc::clone(log);
-    tokio::spawn(async move {
-        let room = log.room(body.len()).await?;
-        log.append(room, verified(&body)).await
-    })
-}
-
 /// Appends rounds of events, those of a round at once; each event's body and what became of it.
-async fn append(log: EventLog, rounds: &[usize]) -> Vec<(Vec<u8>, Result<(), Refusal>)> {
-    let log = Arc::new(log);
+async fn append(log: &Arc<EventLog>, rounds: &[usize]) -> Vec<(Vec<u8>, Result<(), Refusal>)> {
     let mut outcomes = Vec::new();
     for (round, &events) in rounds.iter().enumerate() {
         let mut appending = Vec::new();
         for event in 0..events {
             let body = format!(r#"{{"round":{round},"event":{event}}}"#).into_bytes();
-            appending.push((body.clone(), spawn_append(&log, body)));
+            appending.push((body.clone(), spawn_append(log, body)));
         }
         for (body, append) in appending {
             outcomes.push((body, append.await.unwrap()));
@@ -139,9 +63,10 @@ proptest! {
     ) {
         let (out, taken) = Commanded::new(commands);
         let outcomes = block_on(async {
-            let (log, mut writer) = EventLog::start(out, false).unwrap();
-            let outcomes = append(log, &rounds).await;
-            writer.ended().await;
+            let (log, mut writer) = start(out);
+            let outcomes = append(&log, &rounds).await;
+            drop(log);
+            let _ = writer.ended().await;
             outcomes
         });
         let taken = taken.lock().unwrap();
@@ -152,7 +77,7 @@ proptest! {
             let count = written.iter().filter(|line| *line == body).count();
             match outcome {
                 Ok(()) => prop_assert_eq!(count, 1),
-                Err(Refusal::Unwritten(_)) => prop_assert!(count <= 1),
+                Err(Refusal::WriteFailed(_)) => prop_assert!(count <= 1),
                 Err(other) => prop_assert!(false, "{:?}", other),
             }
         }
@@ -177,11 +102,10 @@ proptest! {
     ) {
         let (out, taken) = Commanded::new(Vec::new());
         block_on(async {
-            let (log, mut writer) = EventLog::start(out, false).unwrap();
-            let room = log.room(body.len()).await.unwrap();
-            log.append(room, verified(&body)).await.unwrap();
+            let (log, mut writer) = start(out);
+            log.append(verified(&body), None).await.unwrap();
             drop(log);
-            writer.ended().await;
+            writer.ended().await.unwrap();
         });
         let taken = taken.lock().unwrap();
         let written = lines(&taken);
@@ -209,7 +133,7 @@ proptest! {
         let at = at.index(token.len());
         prop_assume!(token[at] != byte);
         token[at] = byte;
-        prop_assert!(verifier().prove(&token, SystemTime::now()).is_err());
+        prop_assert!(verifier().verify_token(&token, SystemTime::now()).is_err());
     }
 
     #[test]
@@ -218,8 +142,8 @@ proptest! {
         let at = at.index(body.len());
         prop_assume!(body[at] != byte);
         body[at] = byte;
-        let proof = verifier().prove(token(EVENT).as_bytes(), SystemTime::now()).unwrap();
-        prop_assert_eq!(proof.verify(body).unwrap_err(), Refusal::ChecksumMismatch);
+        let verified = verifier().verify_token(token(EVENT).as_bytes(), SystemTime::now()).unwrap();
+        prop_assert_eq!(verified.verify_body(body).unwrap_err(), VerifyError::ChecksumMismatch);
     }
 
     #[test]
@@ -230,7 +154,7 @@ proptest! {
                 .prop_map(String::into_bytes),
         ],
     ) {
-        prop_assert!(verifier().prove(&token, SystemTime::now()).is_err());
+        prop_assert!(verifier().verify_token(&token, SystemTime::now()).is_err());
     }
 
     /// Whatever is signed, proving it does not panic.
@@ -240,163 +164,6 @@ proptest! {
         claims in r#"\{"(exp|nbf|aud|checksum)":("[0-9a-f]{0,42}"|-?[0-9]{1,25}(e[0-9]{1,3})?|null)\}|.{0,20}"#,
     ) {
         let token = sign(&header, &claims, SECRET);
-        let _ = verifier().prove(token.as_bytes(), SystemTime::now());
+        let _ = verifier().verify_token(token.as_bytes(), SystemTime::now());
     }
-}
-
-#[test]
-fn a_dead_writer_ends_the_server_with_an_error_and_logs_no_event() {
-    block_on(async {
-        let (out, _) = Commanded::new(vec![Command::Panic]);
-        let (log, writer) = EventLog::start(out, false).unwrap();
-        let room = log.room(2).await.unwrap();
-        let late = log.room(2).await.unwrap();
-        let gone = Err(Refusal::Unwritten(ErrorKind::Other));
-        assert_eq!(log.append(room, verified(b"{}")).await, gone);
-        assert_eq!(log.append(late, verified(b"{}")).await, gone);
-        let listener = Listener::bind(0).await.unwrap();
-        let report = Arc::new(Report::default());
-        let served = serve(
-            listener,
-            Router::new(),
-            writer,
-            report,
-            std::future::pending(),
-        );
-        assert!(served.await.unwrap_err().to_string().contains("has died"));
-    });
-}
-
-#[test]
-fn an_event_whose_sender_gave_up_before_it_was_begun_is_not_written() {
-    let (out, taken) = Commanded::new(vec![Command::Fail(ErrorKind::WouldBlock); 40]);
-    block_on(async {
-        let (log, mut writer) = EventLog::start(out, false).unwrap();
-        let log = Arc::new(log);
-        let post = |body: &[u8]| spawn_append(&log, body.to_vec());
-        let begun = post(b"1");
-        // Let the writer begin it; it will be at it for 200 ms.
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        let given_up = post(b"2");
-        tokio::task::yield_now().await;
-        given_up.abort();
-        assert!(given_up.await.unwrap_err().is_cancelled());
-        let next = post(b"3");
-        begun.await.unwrap().unwrap();
-        next.await.unwrap().unwrap();
-        drop(log);
-        writer.ended().await;
-    });
-    assert_eq!(*taken.lock().unwrap(), b"1\n3\n");
-}
-
-#[test]
-fn of_an_event_that_failed_only_what_was_begun_is_written() {
-    let full = Command::Fail(ErrorKind::StorageFull);
-    for (commands, expected) in [
-        (vec![full], "2\n"),
-        (vec![full, Command::Take(1)], "11\n2\n"),
-    ] {
-        let (out, taken) = Commanded::new(commands);
-        block_on(async {
-            let (log, mut writer) = EventLog::start(out, false).unwrap();
-            let log = Arc::new(log);
-            let failed = spawn_append(&log, b"11".to_vec()).await.unwrap();
-            assert_eq!(failed, Err(Refusal::Unwritten(ErrorKind::StorageFull)));
-            spawn_append(&log, b"2".to_vec()).await.unwrap().unwrap();
-            drop(log);
-            writer.ended().await;
-        });
-        let taken = taken.lock().unwrap();
-        assert_eq!(String::from_utf8_lossy(&taken), expected);
-    }
-}
-
-/// A stdout that tells how many bytes each write has, and returns from none before it is let go.
-struct Gated {
-    lengths: mpsc::Sender<usize>,
-    let_go: mpsc::Receiver<()>,
-}
-
-impl Write for Gated {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.lengths.send(bytes.len()).unwrap();
-        // It is let go for good once the sender is dropped.
-        let _ = self.let_go.recv();
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-#[test]
-fn what_has_queued_up_is_written_with_one_call_for_each_8_kib() {
-    let (lengths, written) = mpsc::channel();
-    let (hold, let_go) = mpsc::channel();
-    block_on(async {
-        let (log, mut writer) = EventLog::start(Gated { lengths, let_go }, false).unwrap();
-        let log = Arc::new(log);
-        let first = spawn_append(&log, b"1".to_vec());
-        tokio::task::yield_now().await;
-        assert_eq!(written.recv_timeout(SOON), Ok(2));
-        let line = vec![b'1'; 2 * 1024 - 1];
-        let queued: Vec<_> = (0..9).map(|_| spawn_append(&log, line.clone())).collect();
-        tokio::task::yield_now().await;
-        drop(hold);
-        for append in queued.into_iter().chain([first]) {
-            append.await.unwrap().unwrap();
-        }
-        drop(log);
-        writer.ended().await;
-    });
-    let written: Vec<usize> = written.iter().collect();
-    assert_eq!(written, [8 * 1024, 8 * 1024, 2 * 1024]);
-}
-
-#[test]
-fn room_is_bounded_and_given_back() {
-    block_on(async {
-        let (log, _writer) = EventLog::start(io::sink(), false).unwrap();
-        let taken: Vec<_> = {
-            let mut taken = Vec::new();
-            for _ in 0..31 {
-                taken.push(log.room(1024 * 1024).await.unwrap());
-            }
-            taken
-        };
-        tokio::time::timeout(Duration::from_millis(50), log.room(1024 * 1024))
-            .await
-            .expect_err("32 MiB are taken, but for what the room of each costs");
-        drop(taken);
-        log.room(1024 * 1024).await.unwrap();
-    });
-}
-
-#[test]
-fn waiting_for_room_and_for_stdout_takes_5_s_together() {
-    let (lengths, written) = mpsc::channel();
-    let (_hold, let_go) = mpsc::channel();
-    block_on(async {
-        let (log, _writer) = EventLog::start(Gated { lengths, let_go }, false).unwrap();
-        let log = Arc::new(log);
-        let _holds_up = spawn_append(&log, b"1".to_vec());
-        tokio::task::yield_now().await;
-        assert_eq!(written.recv_timeout(SOON), Ok(2));
-        let mut taken = Vec::new();
-        for _ in 0..31 {
-            taken.push(log.room(1024 * 1024).await.unwrap());
-        }
-        let begun = Instant::now();
-        let body = vec![b'1'; 1024 * 1024];
-        let [gets_room, gets_none] = [0, 1].map(|_| spawn_append(&log, body.clone()));
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        taken.pop();
-        for append in [gets_none, gets_room] {
-            assert_eq!(append.await.unwrap(), Err(Refusal::StalledStdout));
-            let took = begun.elapsed();
-            assert!((5000..6500).contains(&took.as_millis()), "{took:?}");
-        }
-    });
 }

@@ -1,6 +1,7 @@
 //! What is not proven is refused: with the same words for every reason, and nothing on stdout.
 
 use data_connector_receiver::refusal::Refusal::{self, *};
+use data_connector_receiver::verify::VerifyError::{self, *};
 use hmac::{Hmac, KeyInit, Mac};
 use serde_json::{Value, json};
 use sha2::{Sha384, Sha512};
@@ -29,7 +30,7 @@ fn refused(request: &[u8]) -> (Answer, String) {
     (answer, line.to_owned())
 }
 
-fn assert_refused(what: &str, request: &[u8], reason: Refusal) {
+fn assert_refused(what: &str, request: &[u8], reason: impl Into<Refusal>) {
     let (answer, line) = refused(request);
     let got = (answer.status, answer.body.as_str());
     assert_eq!(got, (400, "Could not verify request."), "{what}: {line}");
@@ -39,7 +40,7 @@ fn assert_refused(what: &str, request: &[u8], reason: Refusal) {
     );
     assert_eq!(
         line,
-        format!(" WARN refused with 400: {}", reason.reason()),
+        format!(" WARN refused with 400: {}", reason.into().reason()),
         "{what}"
     );
 }
@@ -84,148 +85,49 @@ fn every_token_that_is_not_dts_is_refused() {
     let without_checksum =
         json!({ "exp": now() + 3600, "checksum_sha256": claims(EVENT)["checksum_sha256"] });
 
-    let cases: Vec<(&str, String, Refusal)> = vec![
+    #[rustfmt::skip]
+    let cases: Vec<(&str, String, VerifyError)> = vec![
         // Not a token.
         ("empty", String::new(), MalformedToken),
         ("garbage", "garbage".to_owned(), MalformedToken),
-        ("dots", "..".to_owned(), SignatureMismatch),
-        ("a scheme", format!("Bearer {good}"), SignatureMismatch),
-        ("two parts", format!("{head}.{body}"), SignatureMismatch),
-        ("four parts", format!("{good}.{mac}"), SignatureMismatch),
-        (
-            "four parts, signed",
-            sign(&format!("{HEADER} "), "{}", SECRET) + ".AA",
-            SignatureMismatch,
-        ),
+        ("dots", "..".to_owned(), MalformedToken),
+        ("a scheme", format!("Bearer {good}"), MalformedToken),
+        ("two parts", format!("{head}.{body}"), MalformedToken),
+        ("four parts", format!("{good}.{mac}"), MalformedToken),
+        ("four parts, signed", sign(&format!("{HEADER} "), "{}", SECRET) + ".AA", MalformedToken),
         ("padded", format!("{good}="), MalformedToken),
         ("a space inside", good.replace('.', ". "), MalformedToken),
-        (
-            "two tokens in one header",
-            format!("{good}, {good}"),
-            SignatureMismatch,
-        ),
+        ("two tokens in one header", format!("{good}, {good}"), MalformedToken),
         ("not ASCII", format!("{good}é"), MalformedToken),
-        (
-            "an empty signature",
-            format!("{head}.{body}."),
-            SignatureMismatch,
-        ),
-        ("over 8 KiB", "a".repeat(8 * 1024 + 1), LongSignature),
-        (
-            "over 8 KiB, though signed",
-            with("jti", "a".repeat(8 * 1024).into()),
-            LongSignature,
-        ),
+        ("an empty signature", format!("{head}.{body}."), SignatureMismatch),
+        ("over 8 KiB", "a".repeat(8 * 1024 + 1), SignatureTooLong),
+        ("over 8 KiB, though signed", with("jti", "a".repeat(8 * 1024).into()), SignatureTooLong),
         // Not signed by the holder of the secret.
-        (
-            "another secret",
-            sign(HEADER, &claims(EVENT).to_string(), "test-secre"),
-            SignatureMismatch,
-        ),
-        (
-            "no secret",
-            sign(HEADER, &claims(EVENT).to_string(), ""),
-            SignatureMismatch,
-        ),
-        ("header altered", altered(0, 3), SignatureMismatch),
+        ("another secret", sign(HEADER, &claims(EVENT).to_string(), "test-secre"), SignatureMismatch),
+        ("no secret", sign(HEADER, &claims(EVENT).to_string(), ""), SignatureMismatch),
+        ("header altered", altered(0, 3), MalformedToken),
         ("claims altered", altered(1, 20), SignatureMismatch),
         ("signature altered", altered(2, 7), SignatureMismatch),
-        (
-            "signature cut",
-            good[..good.len() - 3].to_owned(),
-            SignatureMismatch,
-        ),
-        (
-            "signature cut to a bad length",
-            good[..good.len() - 2].to_owned(),
-            MalformedToken,
-        ),
-        (
-            "signature not base64url",
-            format!("{head}.{body}.{}", "+".repeat(43)),
-            MalformedToken,
-        ),
-        (
-            "HS384",
-            sign_with::<Hmac<Sha384>>("HS384", &claims(EVENT)),
-            SignatureMismatch,
-        ),
-        (
-            "HS512",
-            sign_with::<Hmac<Sha512>>("HS512", &claims(EVENT)),
-            SignatureMismatch,
-        ),
-        (
-            "none",
-            format!("{}.{body}.", encode(r#"{"alg":"none","typ":"JWT"}"#)),
-            SignatureMismatch,
-        ),
-        (
-            "RS256",
-            format!(
-                "{}.{body}.{}",
-                encode(r#"{"alg":"RS256"}"#),
-                encode([7; 256])
-            ),
-            SignatureMismatch,
-        ),
+        ("signature cut", good[..good.len() - 3].to_owned(), SignatureMismatch),
+        ("signature cut to a bad length", good[..good.len() - 2].to_owned(), MalformedToken),
+        ("signature not base64url", format!("{head}.{body}.{}", "+".repeat(43)), MalformedToken),
+        ("HS384", sign_with::<Hmac<Sha384>>("HS384", &claims(EVENT)), UnsupportedAlgorithm),
+        ("HS512", sign_with::<Hmac<Sha512>>("HS512", &claims(EVENT)), UnsupportedAlgorithm),
+        ("none", format!("{}.{body}.", encode(r#"{"alg":"none","typ":"JWT"}"#)), MalformedToken),
+        ("RS256", format!("{}.{body}.{}", encode(r#"{"alg":"RS256"}"#), encode([7; 256])), UnsupportedAlgorithm),
         // Signed with HS256, but not what DT signs.
-        (
-            "says HS384",
-            with_header(r#"{"alg":"HS384","typ":"JWT"}"#),
-            OtherAlgorithm,
-        ),
-        (
-            "says HS512",
-            with_header(r#"{"alg":"HS512","typ":"JWT"}"#),
-            OtherAlgorithm,
-        ),
-        (
-            "says RS256",
-            with_header(r#"{"alg":"RS256","typ":"JWT"}"#),
-            OtherAlgorithm,
-        ),
-        (
-            "says none",
-            with_header(r#"{"alg":"none","typ":"JWT"}"#),
-            MalformedToken,
-        ),
-        (
-            "says hs256",
-            with_header(r#"{"alg":"hs256","typ":"JWT"}"#),
-            MalformedToken,
-        ),
-        (
-            "says nothing",
-            with_header(r#"{"typ":"JWT"}"#),
-            MalformedToken,
-        ),
-        (
-            "a header that is not JSON",
-            with_header("alg: HS256"),
-            MalformedToken,
-        ),
-        (
-            "crit",
-            with_header(r#"{"alg":"HS256","crit":["exp"]}"#),
-            CriticalExtension,
-        ),
-        (
-            "crit, empty",
-            with_header(r#"{"alg":"HS256","crit":[]}"#),
-            CriticalExtension,
-        ),
-        (
-            "claims that are not JSON",
-            with_claims("checksum"),
-            MalformedToken,
-        ),
+        ("says HS384", with_header(r#"{"alg":"HS384","typ":"JWT"}"#), UnsupportedAlgorithm),
+        ("says HS512", with_header(r#"{"alg":"HS512","typ":"JWT"}"#), UnsupportedAlgorithm),
+        ("says RS256", with_header(r#"{"alg":"RS256","typ":"JWT"}"#), UnsupportedAlgorithm),
+        ("says none", with_header(r#"{"alg":"none","typ":"JWT"}"#), MalformedToken),
+        ("says hs256", with_header(r#"{"alg":"hs256","typ":"JWT"}"#), MalformedToken),
+        ("says nothing", with_header(r#"{"typ":"JWT"}"#), MalformedToken),
+        ("a header that is not JSON", with_header("alg: HS256"), MalformedToken),
+        ("crit", with_header(r#"{"alg":"HS256","crit":["exp"]}"#), CriticalExtension),
+        ("crit, empty", with_header(r#"{"alg":"HS256","crit":[]}"#), CriticalExtension),
+        ("claims that are not JSON", with_claims("checksum"), MalformedToken),
         ("claims that are a list", with_claims("[]"), MalformedToken),
-        (
-            "claims that are a list of their values",
-            with_claims(&json!([claims(EVENT)["checksum"]]).to_string()),
-            MalformedToken,
-        ),
+        ("claims that are a list of their values", with_claims(&json!([claims(EVENT)["checksum"]]).to_string()), MalformedToken),
         (
             "claims that are not UTF-8",
             {
@@ -236,121 +138,37 @@ fn every_token_that_is_not_dts_is_refused() {
             },
             MalformedToken,
         ),
-        (
-            "expired by a second",
-            with("exp", (now() - 1).into()),
-            Expired,
-        ),
+        ("expired by a second", with("exp", (now() - 1).into()), Expired),
         ("expires now", with("exp", now().into()), Expired),
         ("expired long ago", with("exp", 0.into()), Expired),
         ("expired before 1970", with("exp", (-1).into()), Expired),
-        (
-            "exp a text",
-            with("exp", (now() + 60).to_string().into()),
-            MalformedToken,
-        ),
+        ("exp a text", with("exp", (now() + 60).to_string().into()), MalformedToken),
         ("exp null", with("exp", Value::Null), MalformedToken),
         ("exp true", with("exp", true.into()), MalformedToken),
-        (
-            "exp without bound",
-            with_claims(
-                &claims(EVENT)
-                    .to_string()
-                    .replacen("\"exp\":", "\"exp\":1e999,\"e\":", 1),
-            ),
-            MalformedToken,
-        ),
+        ("exp without bound", with_claims(&claims(EVENT).to_string().replacen("\"exp\":", "\"exp\":1e999,\"e\":", 1)), MalformedToken),
         ("exp twice", twice("\"exp\":9999999999"), MalformedToken),
         ("nbf ahead", with("nbf", (now() + 60).into()), NotYetValid),
-        (
-            "nbf ahead by a second or two",
-            with("nbf", (now() + 2).into()),
-            NotYetValid,
-        ),
+        ("nbf ahead by a second or two", with("nbf", (now() + 2).into()), NotYetValid),
         ("nbf a text", with("nbf", "0".into()), MalformedToken),
-        ("an audience", with("aud", "somebody".into()), ForAnAudience),
-        ("audiences", with("aud", json!(["somebody"])), ForAnAudience),
-        (
-            "no audience, said so",
-            with("aud", json!([])),
-            ForAnAudience,
-        ),
-        ("an audience null", with("aud", Value::Null), ForAnAudience),
-        (
-            "an audience that is a number",
-            with("aud", 7.into()),
-            ForAnAudience,
-        ),
-        (
-            "only checksum_sha256",
-            with_claims(&without_checksum.to_string()),
-            NoChecksum,
-        ),
-        ("no claims", with_claims("{}"), NoChecksum),
-        (
-            "checksum in another case",
-            with_claims(
-                &claims(EVENT)
-                    .to_string()
-                    .replace("checksum\"", "Checksum\""),
-            ),
-            NoChecksum,
-        ),
-        (
-            "checksum null",
-            with("checksum", Value::Null),
-            MalformedChecksum,
-        ),
-        (
-            "checksum a number",
-            with("checksum", 7.into()),
-            MalformedChecksum,
-        ),
-        (
-            "checksum a list",
-            with("checksum", json!([checksum])),
-            MalformedChecksum,
-        ),
-        (
-            "checksum empty",
-            with("checksum", "".into()),
-            MalformedChecksum,
-        ),
-        (
-            "checksum cut",
-            with("checksum", checksum[..38].into()),
-            MalformedChecksum,
-        ),
-        (
-            "checksum cut to half a byte",
-            with("checksum", checksum[..39].into()),
-            MalformedChecksum,
-        ),
-        (
-            "checksum long",
-            with("checksum", format!("{checksum}00").into()),
-            MalformedChecksum,
-        ),
-        (
-            "checksum with a space",
-            with("checksum", format!(" {}", &checksum[1..]).into()),
-            MalformedChecksum,
-        ),
-        (
-            "checksum not hexadecimal",
-            with("checksum", format!("g{}", &checksum[1..]).into()),
-            MalformedChecksum,
-        ),
-        (
-            "checksum twice",
-            twice(&format!("\"checksum\":\"{checksum}\"")),
-            MalformedToken,
-        ),
-        (
-            "a SHA-256 for a checksum",
-            with("checksum", claims(EVENT)["checksum_sha256"].clone()),
-            MalformedChecksum,
-        ),
+        ("an audience", with("aud", "somebody".into()), UnexpectedAudience),
+        ("audiences", with("aud", json!(["somebody"])), UnexpectedAudience),
+        ("no audience, said so", with("aud", json!([])), UnexpectedAudience),
+        ("an audience null", with("aud", Value::Null), UnexpectedAudience),
+        ("an audience that is a number", with("aud", 7.into()), UnexpectedAudience),
+        ("only checksum_sha256", with_claims(&without_checksum.to_string()), MissingChecksum),
+        ("no claims", with_claims("{}"), MissingChecksum),
+        ("checksum in another case", with_claims(&claims(EVENT).to_string().replace("checksum\"", "Checksum\"")), MissingChecksum),
+        ("checksum null", with("checksum", Value::Null), MalformedChecksum),
+        ("checksum a number", with("checksum", 7.into()), MalformedChecksum),
+        ("checksum a list", with("checksum", json!([checksum])), MalformedChecksum),
+        ("checksum empty", with("checksum", "".into()), MalformedChecksum),
+        ("checksum cut", with("checksum", checksum[..38].into()), MalformedChecksum),
+        ("checksum cut to half a byte", with("checksum", checksum[..39].into()), MalformedChecksum),
+        ("checksum long", with("checksum", format!("{checksum}00").into()), MalformedChecksum),
+        ("checksum with a space", with("checksum", format!(" {}", &checksum[1..]).into()), MalformedChecksum),
+        ("checksum not hexadecimal", with("checksum", format!("g{}", &checksum[1..]).into()), MalformedChecksum),
+        ("checksum twice", twice(&format!("\"checksum\":\"{checksum}\"")), MalformedToken),
+        ("a SHA-256 for a checksum", with("checksum", claims(EVENT)["checksum_sha256"].clone()), MalformedChecksum),
         ("checksum of another body", token(b"{}"), ChecksumMismatch),
     ];
     for (what, token, reason) in cases {
@@ -387,21 +205,21 @@ fn every_body_but_the_signed_one_is_refused() {
 #[test]
 fn no_header_or_more_than_one_is_refused() {
     let token = token(EVENT);
-    assert_refused("no header", &post(&[], EVENT), NoSignature);
+    assert_refused("no header", &post(&[], EVENT), MissingSignature);
     assert_refused(
         "another header",
         &post(&[("X-Signature", &token)], EVENT),
-        NoSignature,
+        MissingSignature,
     );
     assert_refused(
         "Authorization",
         &post(&[("Authorization", &token)], EVENT),
-        NoSignature,
+        MissingSignature,
     );
     for second in [token.as_str(), "", "garbage"] {
         for headers in [[token.as_str(), second], [second, token.as_str()]] {
             let headers = headers.map(|value| ("X-Dt-Signature", value));
-            assert_refused("two headers", &post(&headers, EVENT), SeveralSignatures);
+            assert_refused("two headers", &post(&headers, EVENT), MultipleSignatures);
         }
     }
 }
@@ -512,7 +330,7 @@ fn a_body_over_the_limit_is_refused_before_it_is_read_where_its_length_is_said()
         answer.assert(413, "Body too large.");
         assert_eq!(
             line,
-            format!(" WARN refused with 413: {}", LargeBody.reason())
+            format!(" WARN refused with 413: {}", BodyTooLarge.reason())
         );
     }
 }
@@ -535,7 +353,7 @@ fn a_chunked_body_over_the_limit_is_refused_while_it_is_read() {
     answer.assert(413, "Body too large.");
     assert_eq!(
         line,
-        format!(" WARN refused with 413: {}", LargeBody.reason())
+        format!(" WARN refused with 413: {}", BodyTooLarge.reason())
     );
 }
 
@@ -549,7 +367,7 @@ fn a_body_that_stops_is_refused() {
     if let Some(answer) = client.try_answer() {
         answer.assert(400, "Could not verify request.");
     }
-    receiver.stderr.wait_for(PartialBody.reason());
+    receiver.stderr.wait_for(IncompleteBody.reason());
     assert!(receiver.stop().stdout.is_empty());
 }
 
@@ -562,7 +380,7 @@ fn another_path_is_404() {
         answer.assert(404, "Not found.");
         assert_eq!(
             line,
-            format!(" WARN refused with 404: {}", OtherPath.reason())
+            format!(" WARN refused with 404: {}", NotFound.reason())
         );
     }
 }
@@ -579,7 +397,7 @@ fn another_method_is_405_with_allow_post() {
         assert_eq!(answer.header("allow"), Some("POST"));
         assert_eq!(
             line,
-            format!(" WARN refused with 405: {}", OtherMethod.reason())
+            format!(" WARN refused with 405: {}", MethodNotAllowed.reason())
         );
     }
 }
@@ -604,7 +422,7 @@ fn a_request_id_goes_along_escaped_and_cut() {
         let at = "POST / HTTP/1.1\r\n".len();
         request.splice(at..at, [b"X-Request-Id: ", id, b"\r\n"].concat());
         let (_, line) = refused(&request);
-        let reason = NoSignature.reason();
+        let reason = MissingSignature.reason();
         assert_eq!(
             line,
             format!(" WARN refused with 400: {reason} request_id=\"{shown}\"")

@@ -130,7 +130,7 @@ fn real_events_get_in_during_a_flood_of_forgeries_which_does_not_flood_stderr() 
     assert!(slowest < Duration::from_secs(5), "{slowest:?}");
     let refusals = stopped.stderr.matches("WARN refused with 400").count();
     assert!(
-        forged > 1000 && refusals as u64 <= 10 * seconds,
+        forged > 1000 && refusals as u64 <= 10 * seconds + 1 + seconds / 10,
         "{forged} forged, {refusals} lines"
     );
 
@@ -230,7 +230,7 @@ fn out_of_memory_for_threads_it_says_so_and_does_not_start() {
         let output = child.wait_with_output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(!stderr.contains("panicked"), "{stderr}");
-        if stderr.contains("ERROR cannot start a thread for ") {
+        if stderr.contains("cannot start a thread for ") {
             assert_eq!(output.status.code(), Some(1));
             said = true;
         }

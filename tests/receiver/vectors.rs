@@ -5,7 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use data_connector_receiver::config::Secret;
 use data_connector_receiver::refusal::Refusal;
-use data_connector_receiver::verify::Verifier;
+use data_connector_receiver::verify::{Verifier, VerifyError};
 use serde_json::Value;
 
 use crate::helpers::{EVENT, HEADER, Receiver, claims_with, post, sign};
@@ -40,36 +40,36 @@ fn what_dt_signed_is_accepted_until_it_expires() {
     let verifier = Verifier::new(&Secret::from("test-secret"));
     for (token, body) in dts_own() {
         let exp = UNIX_EPOCH + Duration::from_secs(exp(&token));
-        let at = |clock| verifier.prove(token.as_bytes(), clock);
+        let at = |clock| verifier.verify_token(token.as_bytes(), clock);
 
         let event = at(exp - Duration::from_millis(1))
             .unwrap()
-            .verify(body.clone())
+            .verify_body(body.clone())
             .unwrap();
         assert_eq!(event.body(), body);
 
         // RFC 7519, 4.1.4: not "on or after" it.
-        assert_eq!(at(exp).unwrap_err(), Refusal::Expired);
+        assert_eq!(at(exp).unwrap_err(), VerifyError::Expired);
         assert_eq!(
             at(exp + Duration::from_secs(1)).unwrap_err(),
-            Refusal::Expired
+            VerifyError::Expired
         );
         assert_eq!(
             at(UNIX_EPOCH - Duration::from_secs(1)).unwrap_err(),
-            Refusal::Expired
+            VerifyError::Expired
         );
 
         let mut altered = body.clone();
         altered[17] ^= 1;
-        let proof = at(exp - Duration::from_secs(1)).unwrap();
+        let genuine = at(exp - Duration::from_secs(1)).unwrap();
         assert_eq!(
-            proof.verify(altered).unwrap_err(),
-            Refusal::ChecksumMismatch
+            genuine.verify_body(altered).unwrap_err(),
+            VerifyError::ChecksumMismatch
         );
 
         let other = Verifier::new(&Secret::from("test-secret2"));
-        let mismatch = other.prove(token.as_bytes(), exp - Duration::from_secs(1));
-        assert_eq!(mismatch.unwrap_err(), Refusal::SignatureMismatch);
+        let mismatch = other.verify_token(token.as_bytes(), exp - Duration::from_secs(1));
+        assert_eq!(mismatch.unwrap_err(), VerifyError::SignatureMismatch);
     }
 }
 
@@ -81,10 +81,10 @@ fn a_token_is_valid_from_its_nbf_on() {
     let token = sign(HEADER, &claims, "test-secret");
     let verifier = Verifier::new(&Secret::from("test-secret"));
     let nbf = UNIX_EPOCH + Duration::from_secs(moment);
-    let before = verifier.prove(token.as_bytes(), nbf - Duration::from_millis(1));
-    assert_eq!(before.unwrap_err(), Refusal::NotYetValid);
+    let before = verifier.verify_token(token.as_bytes(), nbf - Duration::from_millis(1));
+    assert_eq!(before.unwrap_err(), VerifyError::NotYetValid);
     assert!(
-        verifier.prove(token.as_bytes(), nbf).is_ok(),
+        verifier.verify_token(token.as_bytes(), nbf).is_ok(),
         "RFC 7519, 4.1.5: not \"before\" it"
     );
 }
@@ -99,7 +99,9 @@ fn what_dt_signed_has_expired_today() {
         answer.assert(400, "Could not verify request.");
         let stopped = receiver.stop();
         assert!(
-            stopped.stderr.contains(Refusal::Expired.reason()),
+            stopped
+                .stderr
+                .contains(Refusal::from(VerifyError::Expired).reason()),
             "{}",
             stopped.stderr
         );

@@ -1,6 +1,7 @@
-//! Events on so many connections, each sent as soon as the one before it is answered.
+//! Events on some connections, each sent as soon as the one before it is answered, or at a pace.
 
 use std::cell::{Cell, RefCell};
+use std::fmt::{self, Display, Formatter};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -10,7 +11,7 @@ use axum::body::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::{JoinSet, LocalSet};
-use tokio::time::sleep;
+use tokio::time::{Interval, interval_at, sleep};
 
 use crate::event::Source;
 use crate::servers::SECRET;
@@ -23,11 +24,23 @@ const WARM_UP: Duration = Duration::from_millis(500);
 const EVENTS: u32 = 190;
 
 /// How events are sent.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
-    pub(crate) connections: usize,
+    pub(crate) connections: u32,
+    /// How many events are sent in a second, on all connections together; as many as are answered
+    /// if this is none.
+    pub(crate) rate: Option<u32>,
     /// How long is measured.
     pub(crate) time: Duration,
+}
+
+impl Display for Load {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let plural = if self.connections == 1 { "" } else { "s" };
+        write!(f, "{} connection{plural}", self.connections)?;
+        self.rate
+            .map_or(Ok(()), |rate| write!(f, ", {rate} events a second"))
+    }
 }
 
 /// What a server did under load.
@@ -66,8 +79,10 @@ impl Load {
             let mut sending = JoinSet::new();
             for connection in 0..self.connections {
                 let (requests, count) = (Rc::clone(&requests), Rc::clone(&count));
-                sending
-                    .spawn_local(async move { send(address, connection, &requests, &count).await });
+                let load = *self;
+                sending.spawn_local(async move {
+                    load.send(address, connection, &requests, &count).await
+                });
             }
             sleep(WARM_UP).await;
             let (begun, cpu_before) = (Instant::now(), cpu());
@@ -98,40 +113,56 @@ impl Load {
             })
         })
     }
-}
 
-/// Sends events on one connection until it is over.
-async fn send(
-    address: SocketAddr,
-    connection: usize,
-    requests: &[Vec<u8>],
-    count: &Count,
-) -> io::Result<()> {
-    let mut stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
-    let mut answer = Vec::with_capacity(1024);
-    // Connections begin at different events.
-    for request in requests.iter().cycle().skip(connection % requests.len()) {
-        if count.over.get() {
-            break;
-        }
-        let sent = Instant::now();
-        stream.write_all(request).await?;
-        answer.clear();
-        while !answer.ends_with(b"\r\n\r\nOK") {
-            if stream.read_buf(&mut answer).await? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+    /// Sends events on one connection until it is over.
+    async fn send(
+        self,
+        address: SocketAddr,
+        connection: u32,
+        requests: &[Vec<u8>],
+        count: &Count,
+    ) -> io::Result<()> {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        let mut pace = self.pace(connection);
+        let mut answer = Vec::with_capacity(1024);
+        // Connections begin at different events.
+        for request in requests
+            .iter()
+            .cycle()
+            .skip(connection as usize % requests.len())
+        {
+            if let Some(pace) = &mut pace {
+                pace.tick().await;
+            }
+            if count.over.get() {
+                break;
+            }
+            let sent = Instant::now();
+            stream.write_all(request).await?;
+            answer.clear();
+            while !answer.ends_with(b"\r\n\r\nOK") {
+                if stream.read_buf(&mut answer).await? == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+            if !answer.starts_with(b"HTTP/1.1 200 ") {
+                return Err(io::Error::other(String::from_utf8_lossy(&answer)));
+            }
+            count.acknowledged.set(count.acknowledged.get() + 1);
+            if count.measuring.get() {
+                count.latencies.borrow_mut().push(sent.elapsed());
             }
         }
-        if !answer.starts_with(b"HTTP/1.1 200 ") {
-            return Err(io::Error::other(String::from_utf8_lossy(&answer)));
-        }
-        count.acknowledged.set(count.acknowledged.get() + 1);
-        if count.measuring.get() {
-            count.latencies.borrow_mut().push(sent.elapsed());
-        }
+        Ok(())
     }
-    Ok(())
+
+    /// The connections take turns.
+    fn pace(self, connection: u32) -> Option<Interval> {
+        let between = Duration::from_secs(1) / self.rate?;
+        let first = tokio::time::Instant::now() + between * connection;
+        Some(interval_at(first, between * self.connections))
+    }
 }
 
 /// Events as they come through Heroku's router, which adds headers of its own.

@@ -40,10 +40,12 @@ mod table;
 mod xid;
 
 use std::error::Error;
+use std::num::ParseIntError;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 
 use crate::load::Load;
 use crate::servers::{Running, Server};
@@ -52,9 +54,10 @@ use crate::table::{Figures, Table};
 /// Measures the receiver beside servers that promise less.
 #[derive(Debug, Parser)]
 struct Args {
-    /// How many connections send at once
-    #[arg(long, value_delimiter = ',', default_value = "1,32,256,1000")]
-    connections: Vec<usize>,
+    /// How many connections send at once, each an event as soon as the one before it is answered;
+    /// 4@200 is 200 events a second on 4 connections
+    #[arg(long, value_delimiter = ',', default_value = "4@200,1,32,256,1000", value_parser = parse_load)]
+    connections: Vec<(u32, Option<u32>)>,
 
     /// How long each server is measured in a round
     #[arg(long, default_value_t = 3)]
@@ -64,9 +67,18 @@ struct Args {
     #[arg(long, default_value_t = 5)]
     rounds: usize,
 
-    /// Which servers [default: all]
-    #[arg(long, value_enum, value_delimiter = ',')]
+    /// Which servers
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "receiver,floor,naive"
+    )]
     servers: Vec<Server>,
+
+    /// Another build of the receiver, for the server `beside`
+    #[arg(long, value_name = "PROGRAM")]
+    beside: Option<PathBuf>,
 
     /// Be one of the servers; the measuring process starts itself so
     #[arg(long, value_enum, hide = true)]
@@ -93,43 +105,45 @@ fn main() -> ExitCode {
 }
 
 fn measure(args: &Args) -> Result<(), Box<dyn Error>> {
-    let servers = match args.servers.as_slice() {
-        [] => Server::value_variants(),
-        servers => servers,
-    };
+    let servers = &args.servers;
     if servers.contains(&Server::Receiver) {
         servers::build_receiver()?;
     }
-    let mut tables: Vec<_> = args
-        .connections
-        .iter()
-        .map(|_| Table::new(servers))
-        .collect();
+    let loads = args.connections.iter().map(|&(connections, rate)| Load {
+        connections,
+        rate,
+        time: Duration::from_secs(args.seconds),
+    });
+    let mut tables: Vec<_> = loads.map(|load| (load, Table::new(servers))).collect();
     for round in 1..=args.rounds {
-        for (&connections, table) in args.connections.iter().zip(&mut tables) {
-            eprintln!(
-                "round {round} of {}: {connections} connections",
-                args.rounds
-            );
-            let load = Load {
-                connections,
-                time: Duration::from_secs(args.seconds),
-            };
+        for (load, table) in &mut tables {
+            eprintln!("round {round} of {}: {load}", args.rounds);
             let figures = servers
                 .iter()
-                .map(|&server| measure_one(server, &load))
+                .map(|&server| measure_one(server, args.beside.as_deref(), load))
                 .collect::<Result<_, _>>()?;
             table.push(figures);
         }
     }
-    for (connections, table) in args.connections.iter().zip(&tables) {
-        println!("**{connections} connections**\n\n{table}");
+    for (load, table) in &tables {
+        println!("**{load}**\n\n{table}");
     }
     Ok(())
 }
 
-fn measure_one(server: Server, load: &Load) -> Result<Figures, Box<dyn Error>> {
-    let running = Running::start(server)?;
+fn parse_load(argument: &str) -> Result<(u32, Option<u32>), ParseIntError> {
+    Ok(match argument.split_once('@') {
+        Some((connections, rate)) => (connections.parse()?, Some(rate.parse()?)),
+        None => (argument.parse()?, None),
+    })
+}
+
+fn measure_one(
+    server: Server,
+    beside: Option<&Path>,
+    load: &Load,
+) -> Result<Figures, Box<dyn Error>> {
+    let running = Running::start(server, beside)?;
     let first_answer = running.first_answer()?;
     let measured = load.run(running.address, || running.cpu())?;
     let memory = running.peak_memory();

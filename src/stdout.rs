@@ -1,0 +1,148 @@
+//! What stdout is, and how it is written: by a thread, since it can block its writer.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::thread;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+/// How much of a write was done.
+#[derive(Debug)]
+pub struct Written {
+    /// How many bytes were written.
+    pub count: usize,
+    /// Why not all of them were.
+    pub result: Result<(), ErrorKind>,
+}
+
+/// stdout, or what stands for it in a test.
+#[derive(Debug)]
+pub struct Stdout {
+    writer: WriterThread,
+    /// Whether another process has begun a line on it and not finished it.
+    pub(crate) mid_line: bool,
+    /// Whether it takes every byte and keeps none; std makes it so where it is closed at the start.
+    pub is_null_device: bool,
+}
+
+impl Stdout {
+    /// Opens this process's stdout, without std's buffer, which keeps half lines and hides how
+    /// much a failed write has written. Must be called in a tokio runtime.
+    ///
+    /// # Errors
+    /// The operating system's, if stdout cannot be duplicated or there is no thread to write it.
+    pub fn open() -> io::Result<Self> {
+        #[cfg(unix)]
+        use std::os::fd::AsFd as Handle;
+        #[cfg(windows)]
+        use std::os::windows::io::AsHandle as Handle;
+        #[cfg(unix)]
+        let file: File = io::stdout().as_fd().try_clone_to_owned()?.into();
+        #[cfg(windows)]
+        let file: File = io::stdout().as_handle().try_clone_to_owned()?.into();
+        Ok(Self {
+            mid_line: ends_mid_line(&file),
+            is_null_device: is_null_device(&file),
+            writer: WriterThread::start(file)?,
+        })
+    }
+
+    /// Has a thread write to `out`, which should not buffer.
+    ///
+    /// # Errors
+    /// The operating system's, if it has no thread to give.
+    pub fn thread(out: impl Write + Send + 'static) -> io::Result<Self> {
+        Ok(Self {
+            writer: WriterThread::start(out)?,
+            mid_line: false,
+            is_null_device: false,
+        })
+    }
+
+    /// Writes as much of some lines as can be written; `None` if the thread that writes has died.
+    pub(crate) async fn write(&mut self, lines: &[u8]) -> Option<Written> {
+        self.writer.write(lines).await
+    }
+}
+
+/// A thread that writes one batch of lines at a time.
+#[derive(Debug)]
+struct WriterThread {
+    batches: std::sync::mpsc::Sender<Vec<u8>>,
+    written: mpsc::UnboundedReceiver<Written>,
+}
+
+impl WriterThread {
+    fn start(mut out: impl Write + Send + 'static) -> io::Result<Self> {
+        let (batches, to_write) = std::sync::mpsc::channel::<Vec<u8>>();
+        let (done, written) = mpsc::unbounded_channel();
+        thread::Builder::new()
+            .name("event-log".to_owned())
+            .spawn(move || {
+                for lines in to_write {
+                    // Nobody takes it any more once the process ends.
+                    let _ = done.send(write(&mut out, &lines));
+                }
+            })
+            .map_err(|error| {
+                io::Error::new(
+                    error.kind(),
+                    format!("cannot start a thread for events: {error}"),
+                )
+            })?;
+        Ok(Self { batches, written })
+    }
+
+    async fn write(&mut self, lines: &[u8]) -> Option<Written> {
+        self.batches.send(lines.to_vec()).ok()?;
+        self.written.recv().await
+    }
+}
+
+fn write(out: &mut impl Write, lines: &[u8]) -> Written {
+    let mut count = 0;
+    let mut result = Ok(());
+    while count < lines.len() && result.is_ok() {
+        match out.write(&lines[count..]) {
+            Ok(0) => result = Err(ErrorKind::WriteZero),
+            Ok(more) => count += more,
+            Err(error) => match error.kind() {
+                ErrorKind::Interrupted => {}
+                // Somebody who shares the pipe made it non-blocking: wait as a blocking one would.
+                ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(5)),
+                kind => result = Err(kind),
+            },
+        }
+    }
+    Written { count, result }
+}
+
+/// Whether stdout is a file whose last line another process has begun and not finished.
+fn ends_mid_line(stdout: &File) -> bool {
+    let last_byte = || {
+        // What is open for writing alone can't be read.
+        let mut file = File::open("/dev/stdout")?;
+        file.seek(SeekFrom::End(-1))?;
+        let mut last = [0];
+        file.read_exact(&mut last).map(|()| last[0])
+    };
+    let is_file = stdout.metadata().is_ok_and(|metadata| metadata.is_file());
+    is_file && last_byte().is_ok_and(|last| last != b'\n')
+}
+
+#[cfg(unix)]
+fn is_null_device(stdout: &File) -> bool {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let device = |metadata: std::fs::Metadata| {
+        let is_device = metadata.file_type().is_char_device();
+        is_device.then(|| metadata.rdev())
+    };
+    let null = std::fs::metadata("/dev/null").ok().and_then(device);
+    null.is_some() && stdout.metadata().ok().and_then(device) == null
+}
+
+#[cfg(not(unix))]
+fn is_null_device(_: &File) -> bool {
+    false
+}
