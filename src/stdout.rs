@@ -1,11 +1,19 @@
-//! What stdout is, and how it is written: by a thread, since it can block its writer.
+//! What stdout is, and the two ways to write to it.
+//!
+//! A pipe is written by the event log's own task, through a non-blocking file description of its
+//! own. Whatever else stdout is can block its writer, so a thread writes it.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::thread;
 use std::time::Duration;
 
+#[cfg(target_os = "linux")]
+use tokio::io::AsyncWriteExt;
+#[cfg(target_os = "linux")]
+use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
+use tracing::debug;
 
 /// How much of a write was done.
 #[derive(Debug)]
@@ -19,11 +27,18 @@ pub struct Written {
 /// stdout, or what stands for it in a test.
 #[derive(Debug)]
 pub struct Stdout {
-    writer: WriterThread,
+    writer: Writer,
     /// Whether another process has begun a line on it and not finished it.
     pub(crate) mid_line: bool,
     /// Whether it takes every byte and keeps none; std makes it so where it is closed at the start.
     pub is_null_device: bool,
+}
+
+#[derive(Debug)]
+enum Writer {
+    #[cfg(target_os = "linux")]
+    Pipe(pipe::Sender),
+    Thread(WriterThread),
 }
 
 impl Stdout {
@@ -44,7 +59,7 @@ impl Stdout {
         Ok(Self {
             mid_line: ends_mid_line(&file),
             is_null_device: is_null_device(&file),
-            writer: WriterThread::start(file)?,
+            writer: Writer::open(file)?,
         })
     }
 
@@ -54,16 +69,77 @@ impl Stdout {
     /// The operating system's, if it has no thread to give.
     pub fn thread(out: impl Write + Send + 'static) -> io::Result<Self> {
         Ok(Self {
-            writer: WriterThread::start(out)?,
+            writer: Writer::Thread(WriterThread::start(out)?),
             mid_line: false,
             is_null_device: false,
         })
     }
 
+    /// Writes to a pipe without a thread.
+    #[cfg(target_os = "linux")]
+    #[must_use]
+    pub fn pipe(pipe: pipe::Sender) -> Self {
+        Self {
+            writer: Writer::Pipe(pipe),
+            mid_line: false,
+            is_null_device: false,
+        }
+    }
+
     /// Writes as much of some lines as can be written; `None` if the thread that writes has died.
     pub(crate) async fn write(&mut self, lines: &[u8]) -> Option<Written> {
-        self.writer.write(lines).await
+        match &mut self.writer {
+            #[cfg(target_os = "linux")]
+            Writer::Pipe(pipe) => Some(write_pipe(pipe, lines).await),
+            Writer::Thread(thread) => thread.write(lines).await,
+        }
     }
+}
+
+impl Writer {
+    fn open(file: File) -> io::Result<Self> {
+        #[cfg(target_os = "linux")]
+        if let Ok(pipe) = open_pipe() {
+            debug!("stdout is a pipe, which is written without a thread");
+            return Ok(Self::Pipe(pipe));
+        }
+        debug!("stdout is written by a thread");
+        Ok(Self::Thread(WriterThread::start(file)?))
+    }
+}
+
+/// A file description of this process's own for the pipe that stdout is. It is non-blocking, which
+/// whoever else holds the pipe does not notice.
+///
+/// An anonymous pipe alone: where a FIFO's reader goes and comes back, tokio would take it for
+/// closed for ever.
+#[cfg(target_os = "linux")]
+fn open_pipe() -> io::Result<pipe::Sender> {
+    let path = "/proc/self/fd/1";
+    if std::fs::read_link(path)?
+        .to_string_lossy()
+        .starts_with("pipe:")
+    {
+        pipe::OpenOptions::new().open_sender(path)
+    } else {
+        Err(ErrorKind::Unsupported.into())
+    }
+}
+
+#[cfg(target_os = "linux")]
+async fn write_pipe(pipe: &mut pipe::Sender, lines: &[u8]) -> Written {
+    let mut count = 0;
+    while count < lines.len() {
+        match pipe.write(&lines[count..]).await {
+            Ok(more) => count += more,
+            Err(error) => {
+                let result = Err(error.kind());
+                return Written { count, result };
+            }
+        }
+    }
+    let result = Ok(());
+    Written { count, result }
 }
 
 /// A thread that writes one batch of lines at a time.

@@ -7,10 +7,12 @@ use std::time::SystemTime;
 use data_connector_receiver::config::Secret;
 use data_connector_receiver::event_log::EventLog;
 use data_connector_receiver::refusal::Refusal;
+use data_connector_receiver::stdout::Stdout;
 use data_connector_receiver::verify::{Verifier, VerifyError};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use serde_json::Value;
+use tokio::io::AsyncReadExt;
 
 use crate::event_log::{Command, Commanded, block_on, spawn_append, start, verified};
 use crate::helpers::{EVENT, SECRET, lines, sign, token};
@@ -88,6 +90,66 @@ proptest! {
             outcome != &Ok(()) && body.starts_with(cut) && !written.contains(&body.as_slice())
         };
         prop_assert!(cut.is_empty() || outcomes.iter().any(of_a_failed));
+    }
+
+    /// The same of a pipe that the log's task writes itself, whose reader takes some bytes at a time
+    /// and may go before the end: then nothing more is logged.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_event_log_keeps_its_promise_whatever_a_pipes_reader_does(
+        lengths in vec(prop_oneof![1_usize..300, Just(4094), Just(4095), Just(4096), 60_000_usize..200_000], 1..40),
+        reads in vec(1_usize..40_000, 1..20),
+        goes_after in prop::option::of(0_usize..300_000),
+    ) {
+        let bodies: Vec<Vec<u8>> = lengths
+            .iter()
+            .zip(b"0123456789".iter().cycle())
+            .map(|(&length, digit)| [b"[\"", vec![*digit; length].as_slice(), b"\"]"].concat())
+            .collect();
+        let (outcomes, read, ended) = block_on(async {
+            let (sender, mut receiver) = tokio::net::unix::pipe::pipe().unwrap();
+            let (log, mut writer) = EventLog::start(Stdout::pipe(sender), Arc::default());
+            let log = Arc::new(log);
+            let appending: Vec<_> = bodies
+                .iter()
+                .map(|body| spawn_append(&log, body.clone()))
+                .collect();
+            drop(log);
+            let reading = tokio::spawn(async move {
+                let mut read = Vec::new();
+                for length in reads.iter().cycle() {
+                    if goes_after.is_some_and(|most| read.len() >= most) {
+                        break;
+                    }
+                    let mut part = vec![0; *length];
+                    match receiver.read(&mut part).await.unwrap() {
+                        0 => break,
+                        count => read.extend(&part[..count]),
+                    }
+                }
+                read
+            });
+            let mut outcomes = Vec::new();
+            for append in appending {
+                outcomes.push(append.await.unwrap());
+            }
+            let ended = writer.ended().await.map_err(|error| error.kind());
+            drop(writer);
+            (outcomes, reading.await.unwrap(), ended)
+        });
+        let expected = bodies.iter().flat_map(|body| [body, b"\n".as_slice()].concat());
+        let expected: Vec<u8> = expected.collect();
+        prop_assert!(expected.starts_with(&read), "in order, once and whole");
+        let logged = outcomes.iter().take_while(|outcome| outcome.is_ok()).count();
+        let closed = Err(Refusal::WriteFailed(ErrorKind::BrokenPipe));
+        prop_assert!(outcomes[logged..].iter().all(|outcome| *outcome == closed));
+        if logged < bodies.len() {
+            prop_assert_eq!(ended, Err(ErrorKind::BrokenPipe));
+            prop_assert!(goes_after.is_some());
+        } else {
+            prop_assert_eq!(ended, Ok(()));
+            prop_assert!(goes_after.is_some() || read == expected);
+        }
     }
 
     #[test]
