@@ -1,12 +1,12 @@
 //! Diagnostics to stderr that never block, fail or panic: what stderr can't take is dropped.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::sync::mpsc::{self, SyncSender};
 use std::thread;
 use std::time::Duration;
 
 use tracing::error;
-use tracing_subscriber::filter::Targets;
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -14,7 +14,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 const MAX_QUEUED_LINES: usize = 256;
 
 /// How long stderr is waited for before the process ends.
-const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// Writes lines to stderr, from a thread of its own.
 #[derive(Clone, Debug)]
@@ -33,7 +33,7 @@ impl Diagnostics {
     ///
     /// # Errors
     /// The operating system's, if it has no thread to give.
-    pub fn start(filter: Targets) -> io::Result<Self> {
+    pub fn start(filter: LevelFilter) -> io::Result<Self> {
         let (queue, messages) = mpsc::sync_channel(MAX_QUEUED_LINES);
         thread::Builder::new()
             .name("diagnostics".to_owned())
@@ -48,15 +48,25 @@ impl Diagnostics {
                         }
                     }
                 }
+            })
+            .map_err(|error| {
+                let problem = format!("cannot start a thread for diagnostics: {error}");
+                io::Error::new(error.kind(), problem)
             })?;
         let diagnostics = Self { queue };
         let layer = tracing_subscriber::fmt::layer()
-            .without_time()
             .with_target(false)
+            .with_ansi(io::stderr().is_terminal())
             .with_writer({
                 let diagnostics = diagnostics.clone();
                 move || diagnostics.clone()
             });
+        // Anything but a person stamps the lines itself, as Heroku does.
+        let layer = if io::stderr().is_terminal() {
+            layer.boxed()
+        } else {
+            layer.without_time().boxed()
+        };
         tracing_subscriber::registry()
             .with(layer.with_filter(filter))
             .init();
@@ -69,7 +79,7 @@ impl Diagnostics {
         Ok(diagnostics)
     }
 
-    /// Waits until stderr has what was sent so far, or for half a second.
+    /// Waits until stderr has what was sent so far, for as long as [`FLUSH_TIMEOUT`].
     pub fn flush(&self) {
         let (flushed, done) = mpsc::sync_channel(1);
         let queue = self.queue.clone();
@@ -81,8 +91,8 @@ impl Diagnostics {
     }
 }
 
-/// Prints an error that ends the process, whatever `RUST_LOG` says; if stderr takes nothing for half
-/// a second, the exit code has to do.
+/// Prints an error that ends the process, whatever `RUST_LOG` says; if stderr does not take it in
+/// time, the exit code has to do.
 pub fn print_error(problem: &str) {
     let line = format!("ERROR {problem}\n");
     let (printed, done) = mpsc::sync_channel(1);

@@ -11,7 +11,7 @@ use axum::serve::IncomingStream;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::admission::{Admission, Slot};
 use crate::connection::Connection;
@@ -40,14 +40,24 @@ impl Listener {
     /// `report` gets what arrives and is not HTTP/1.1.
     ///
     /// # Errors
-    /// The operating system's, as for a port that is in use.
+    /// The operating system's, as for a port that is in use; the message is for the operator.
     pub fn bind(port: u16, report: Arc<Report>) -> io::Result<Self> {
         let socket = match listen((Ipv6Addr::UNSPECIFIED, port).into()) {
             Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
-                listen((Ipv4Addr::UNSPECIFIED, port).into())?
+                listen((Ipv4Addr::UNSPECIFIED, port).into())
             }
-            bound => bound?,
-        };
+            bound => bound,
+        }
+        .map_err(|error| {
+            let problem =
+                format!("PORT {port} cannot be listened on: {error}; set PORT to a free one");
+            io::Error::new(error.kind(), problem)
+        })?;
+        let address = socket.local_addr()?;
+        info!(
+            "listening on http://localhost:{} ({address})",
+            address.port()
+        );
         Ok(Self {
             socket,
             admission: Arc::default(),

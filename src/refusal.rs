@@ -12,6 +12,8 @@ use crate::verify::VerifyError;
 pub enum Refusal {
     /// No `X-Dt-Signature` header.
     MissingSignature,
+    /// No `X-Dt-Signature` header, but DT's newer `DT-Asymmetric-Signature`.
+    AsymmetricSignature,
     /// More than one `X-Dt-Signature` header.
     MultipleSignatures,
     /// The token or the body failed verification.
@@ -48,6 +50,7 @@ impl Refusal {
     pub fn status(self) -> StatusCode {
         match self {
             Self::MissingSignature
+            | Self::AsymmetricSignature
             | Self::MultipleSignatures
             | Self::NotVerified(_)
             | Self::IncompleteBody
@@ -80,6 +83,7 @@ impl Refusal {
         use VerifyError as V;
         match self {
             Self::MissingSignature => "no X-Dt-Signature header; is a Signature Secret set on the Data Connector?",
+            Self::AsymmetricSignature => "only a DT-Asymmetric-Signature header; it is not verified here, so set a Signature Secret on the Data Connector",
             Self::MultipleSignatures => "several X-Dt-Signature headers; does a proxy or the Data Connector's own HTTP headers add one?",
             Self::NotVerified(V::SignatureTooLong) => "X-Dt-Signature is over 8 KiB; does this come from a Data Connector?",
             Self::NotVerified(V::MalformedToken) => "X-Dt-Signature is not a JSON Web Token; does this come from a Data Connector?",

@@ -1,5 +1,6 @@
 //! What the operator is told of requests: counters, and rate-limited log lines.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::io::ErrorKind;
@@ -7,7 +8,7 @@ use std::mem;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use axum::http::{HeaderValue, StatusCode};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::refusal::Refusal;
 
@@ -33,7 +34,16 @@ struct Counts {
     failed: Throttle,
     /// Whether the last that was heard of stdout is that it does not take events.
     failing: bool,
+    previous: PreviousSecret,
     seconds: u64,
+}
+
+/// The use of the previous signature secret.
+#[derive(Debug, Default)]
+struct PreviousSecret {
+    is_accepted: bool,
+    used: u64,
+    logged: bool,
 }
 
 /// Tells the first of each reason at once, and so many of the others a second.
@@ -53,19 +63,29 @@ struct Reason {
 
 impl Default for Report {
     fn default() -> Self {
+        Self::new(false)
+    }
+}
+
+impl Report {
+    /// A report on a receiver that accepts one secret, or two.
+    #[must_use]
+    pub fn new(accepts_two_secrets: bool) -> Self {
         Self {
             counts: Mutex::new(Counts {
                 logged: 0,
                 refused: Throttle::new(REFUSED_LINES_PER_SECOND),
                 failed: Throttle::new(0),
                 failing: false,
+                previous: PreviousSecret {
+                    is_accepted: accepts_two_secrets,
+                    ..PreviousSecret::default()
+                },
                 seconds: 0,
             }),
         }
     }
-}
 
-impl Report {
     /// The line of an event is on stdout.
     pub fn logged(&self) {
         let mut counts = self.lock();
@@ -75,22 +95,41 @@ impl Report {
         }
     }
 
+    /// An event has been answered 200; its line at the level DEBUG.
+    pub fn accepted(&self, bytes: usize, request_id: Option<&HeaderValue>) {
+        debug!(
+            bytes,
+            request_id = shown(request_id).as_deref(),
+            "logged an event"
+        );
+    }
+
+    /// An event is signed with the previous secret.
+    pub fn signed_with_previous_secret(&self) {
+        let mut counts = self.lock();
+        counts.previous.used += 1;
+        if !mem::replace(&mut counts.previous.logged, true) {
+            info!(
+                "an event is signed with DT_SIGNATURE_SECRET_PREVIOUS; its Data Connector does \
+                 not have the new secret yet"
+            );
+        }
+    }
+
     /// A request was refused, or its event could not be logged.
     ///
     /// `request_id` is `X-Request-Id`, by which the line can be matched with the router's.
     pub fn refused(&self, refusal: Refusal, request_id: Option<&HeaderValue>) {
         let (status, reason) = (refusal.status(), refusal.reason());
-        let request_id = request_id.map(|id| {
-            let id = id.as_bytes();
-            String::from_utf8_lossy(&id[..id.len().min(MAX_REQUEST_ID)])
-        });
+        let request_id = shown(request_id);
         let request_id = request_id.as_deref();
         let mut counts = self.lock();
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            let allowed = counts.failed.allow(refusal.name());
+        if refusal == Refusal::WriteFailed(ErrorKind::BrokenPipe) {
+            // The end of the process tells why.
+            counts.failed.total += 1;
+        } else if status == StatusCode::SERVICE_UNAVAILABLE {
             counts.failing |= matches!(refusal, Refusal::WriteFailed(_) | Refusal::StdoutStalled);
-            // The end of the process tells that the reader has gone.
-            if allowed && refusal != Refusal::WriteFailed(ErrorKind::BrokenPipe) {
+            if counts.failed.allow(refusal.name()) {
                 error!(request_id, "failed with {}: {reason}", status.as_u16());
             }
         } else if counts.refused.allow(refusal.name()) {
@@ -115,6 +154,7 @@ impl Report {
             counts.report_failed();
             counts.refused.reset();
             counts.failed.reset();
+            counts.previous.logged = false;
         }
     }
 
@@ -123,10 +163,12 @@ impl Report {
         let mut counts = self.lock();
         counts.report_refused();
         counts.report_failed();
+        let previous = &counts.previous;
         info!(
             logged = counts.logged,
             refused = counts.refused.total,
             failed = counts.failed.total,
+            signed_with_previous_secret = previous.is_accepted.then_some(previous.used),
             "stopped"
         );
     }
@@ -134,6 +176,12 @@ impl Report {
     fn lock(&self) -> MutexGuard<'_, Counts> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// As much of a request id as is shown.
+fn shown(request_id: Option<&HeaderValue>) -> Option<Cow<'_, str>> {
+    let id = request_id?.as_bytes();
+    Some(String::from_utf8_lossy(&id[..id.len().min(MAX_REQUEST_ID)]))
 }
 
 impl Counts {

@@ -87,17 +87,32 @@ async fn accept(state: &AppState, head: &Parts, body: &mut Body) -> Result<(), R
     if let Some(slot) = slot(head) {
         slot.body_received();
     }
+    let is_previous = token.is_previous;
     let event = token.verify_body(body)?;
-    state.log.append(event, reservation).await
+    if is_previous {
+        state.report.signed_with_previous_secret();
+    }
+    let length = event.body().len();
+    state.log.append(event, reservation).await?;
+    state.report.accepted(length, request_id(head));
+    Ok(())
 }
 
 fn signature(headers: &HeaderMap) -> Result<&[u8], Refusal> {
     let mut values = headers.get_all("x-dt-signature").iter();
     match (values.next(), values.next()) {
         (Some(value), None) => Ok(value.as_bytes()),
-        (None, _) => Err(Refusal::MissingSignature),
         (Some(_), Some(_)) => Err(Refusal::MultipleSignatures),
+        (None, _) if headers.contains_key("dt-asymmetric-signature") => {
+            Err(Refusal::AsymmetricSignature)
+        }
+        (None, _) => Err(Refusal::MissingSignature),
     }
+}
+
+/// By this a line can be matched with the platform's own line on the request.
+fn request_id(head: &Parts) -> Option<&HeaderValue> {
+    head.headers.get("x-request-id")
 }
 
 /// Answers a refused request.
@@ -105,8 +120,7 @@ fn signature(headers: &HeaderMap) -> Result<&[u8], Refusal> {
 /// Its connection can serve another request only if nothing of this body is left on it. A short
 /// rest that is there already is discarded; otherwise the connection is closed.
 async fn refuse(state: &AppState, refusal: Refusal, head: &Parts, mut body: Body) -> Response {
-    let request_id = head.headers.get("x-request-id");
-    state.report.refused(refusal, request_id);
+    state.report.refused(refusal, request_id(head));
     let mut response = refusal.into_response();
     let is_withheld = head.headers.contains_key(header::EXPECT);
     if is_withheld || !body::discard(&mut body).await {

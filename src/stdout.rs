@@ -3,6 +3,7 @@
 //! A pipe is written by the event log's own task, through a non-blocking file description of its
 //! own. Whatever else stdout is can block its writer, so a thread writes it.
 
+use std::error::Error;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::thread;
@@ -13,7 +14,7 @@ use tokio::io::AsyncWriteExt;
 #[cfg(target_os = "linux")]
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
-use tracing::debug;
+use tracing::{debug, warn};
 
 /// How much of a write was done.
 #[derive(Debug)]
@@ -30,8 +31,6 @@ pub struct Stdout {
     writer: Writer,
     /// Whether another process has begun a line on it and not finished it.
     pub(crate) mid_line: bool,
-    /// Whether it takes every byte and keeps none; std makes it so where it is closed at the start.
-    pub is_null_device: bool,
 }
 
 #[derive(Debug)]
@@ -56,9 +55,15 @@ impl Stdout {
         let file: File = io::stdout().as_fd().try_clone_to_owned()?.into();
         #[cfg(windows)]
         let file: File = io::stdout().as_handle().try_clone_to_owned()?.into();
+        // std makes it so where stdout is closed at the start.
+        if is_null_device(&file) {
+            warn!(
+                "stdout is closed or the null device: accepted events are being discarded; \
+                 connect stdout to a file or a pipe"
+            );
+        }
         Ok(Self {
             mid_line: ends_mid_line(&file),
-            is_null_device: is_null_device(&file),
             writer: Writer::open(file)?,
         })
     }
@@ -71,7 +76,6 @@ impl Stdout {
         Ok(Self {
             writer: Writer::Thread(WriterThread::start(out)?),
             mid_line: false,
-            is_null_device: false,
         })
     }
 
@@ -82,7 +86,6 @@ impl Stdout {
         Self {
             writer: Writer::Pipe(pipe),
             mid_line: false,
-            is_null_device: false,
         }
     }
 
@@ -142,6 +145,14 @@ async fn write_pipe(pipe: &mut pipe::Sender, lines: &[u8]) -> Written {
     Written { count, result }
 }
 
+/// Prints a text on stdout, for a person.
+///
+/// # Errors
+/// The operating system's.
+pub fn print(text: &str) -> Result<(), Box<dyn Error>> {
+    Ok(io::stdout().write_all(text.as_bytes())?)
+}
+
 /// A thread that writes one batch of lines at a time.
 #[derive(Debug)]
 struct WriterThread {
@@ -162,10 +173,8 @@ impl WriterThread {
                 }
             })
             .map_err(|error| {
-                io::Error::new(
-                    error.kind(),
-                    format!("cannot start a thread for events: {error}"),
-                )
+                let problem = format!("cannot start a thread for events: {error}");
+                io::Error::new(error.kind(), problem)
             })?;
         Ok(Self { batches, written })
     }
@@ -207,6 +216,7 @@ fn ends_mid_line(stdout: &File) -> bool {
     is_file && last_byte().is_ok_and(|last| last != b'\n')
 }
 
+/// Whether stdout takes every byte and keeps none.
 #[cfg(unix)]
 fn is_null_device(stdout: &File) -> bool {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};

@@ -9,7 +9,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::errors::ErrorKind;
-use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
+use jsonwebtoken::{Algorithm, DecodingKey, TokenData, Validation, decode};
 use serde::de::{Deserialize, Deserializer, IgnoredAny};
 use sha1::{Digest, Sha1};
 
@@ -18,10 +18,11 @@ use crate::config::Secret;
 /// The longest token that is verified, in bytes. A Data Connector's has about 350.
 pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
-/// Verifies tokens with one signature secret.
+/// Verifies tokens with a signature secret, or with one of two while it is being changed.
 #[derive(Debug)]
 pub struct Verifier {
     key: DecodingKey,
+    previous_key: Option<DecodingKey>,
     validation: Validation,
 }
 
@@ -29,6 +30,8 @@ pub struct Verifier {
 #[derive(Debug)]
 pub struct VerifiedToken {
     checksum: [u8; 20],
+    /// Whether it is signed with the previous secret.
+    pub is_previous: bool,
 }
 
 /// The raw body of an event, which is what the holder of the secret signed.
@@ -80,9 +83,9 @@ struct Claims {
 }
 
 impl Verifier {
-    /// A verifier for tokens signed with `secret`.
+    /// A verifier for tokens signed with `secret`, or with the `previous` one if there is one.
     #[must_use]
-    pub fn new(secret: &Secret) -> Self {
+    pub fn new(secret: &Secret, previous: Option<&Secret>) -> Self {
         // The library checks the signature and `alg`; the claims are checked below.
         let mut validation = Validation::new(Algorithm::HS256);
         validation.required_spec_claims.clear();
@@ -91,6 +94,7 @@ impl Verifier {
         validation.validate_aud = false;
         Self {
             key: DecodingKey::from_secret(secret.as_bytes()),
+            previous_key: previous.map(|secret| DecodingKey::from_secret(secret.as_bytes())),
             validation,
         }
     }
@@ -109,13 +113,13 @@ impl Verifier {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(VerifyError::SignatureTooLong);
         }
-        let token = decode::<Claims>(token, &self.key, &self.validation).map_err(|error| {
-            match error.kind() {
-                ErrorKind::InvalidAlgorithm => VerifyError::UnsupportedAlgorithm,
-                ErrorKind::InvalidSignature => VerifyError::SignatureMismatch,
-                _ => VerifyError::MalformedToken,
-            }
-        })?;
+        let mut decoded = self.decode(token, &self.key);
+        let mut is_previous = false;
+        if let (Err(VerifyError::SignatureMismatch), Some(key)) = (&decoded, &self.previous_key) {
+            decoded = self.decode(token, key);
+            is_previous = true;
+        }
+        let token = decoded?;
         if token.header.crit.is_some() {
             return Err(VerifyError::CriticalExtension);
         }
@@ -137,7 +141,19 @@ impl Verifier {
         let claim = claim.as_str().ok_or(VerifyError::MalformedChecksum)?;
         let mut checksum = [0; 20];
         hex::decode_to_slice(claim, &mut checksum).map_err(|_| VerifyError::MalformedChecksum)?;
-        Ok(VerifiedToken { checksum })
+        Ok(VerifiedToken {
+            checksum,
+            is_previous,
+        })
+    }
+
+    /// Verifies the signature and `alg`.
+    fn decode(&self, token: &[u8], key: &DecodingKey) -> Result<TokenData<Claims>, VerifyError> {
+        decode(token, key, &self.validation).map_err(|error| match error.kind() {
+            ErrorKind::InvalidAlgorithm => VerifyError::UnsupportedAlgorithm,
+            ErrorKind::InvalidSignature => VerifyError::SignatureMismatch,
+            _ => VerifyError::MalformedToken,
+        })
     }
 }
 

@@ -49,7 +49,7 @@ fn tokens(criterion: &mut Criterion) -> Result<(), InvalidLength> {
         let signed = Signer::new(SECRET, forgery)?.sign(&body);
         Ok(signed.token.unwrap_or_default())
     };
-    let verifier = Verifier::new(&SECRET.into());
+    let verifier = Verifier::new(&SECRET.into(), None);
     let hmac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes())?;
 
     let mut group = criterion.benchmark_group("token");
@@ -77,7 +77,7 @@ fn tokens(criterion: &mut Criterion) -> Result<(), InvalidLength> {
 /// The whole way from a header and a body to a verified event, for bodies of several sizes.
 fn events(criterion: &mut Criterion) -> Result<(), InvalidLength> {
     let signer = Signer::new(SECRET, None)?;
-    let verifier = Verifier::new(&SECRET.into());
+    let verifier = Verifier::new(&SECRET.into(), None);
     let hmac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes())?;
 
     let mut group = criterion.benchmark_group("event");

@@ -73,7 +73,7 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
 }
 
 pub fn verified(body: &[u8]) -> VerifiedEvent {
-    let verifier = Verifier::new(&Secret::from(SECRET));
+    let verifier = Verifier::new(&Secret::from(SECRET), None);
     let token = verifier.verify_token(token(body).as_bytes(), SystemTime::now());
     token.unwrap().verify_body(body.to_vec()).unwrap()
 }

@@ -91,12 +91,8 @@ impl Receiver {
             .lines()
             .find(|line| line.contains("listening on "))
             .unwrap();
-        let address: SocketAddr = line
-            .rsplit(' ')
-            .next()
-            .unwrap()
-            .parse()
-            .expect("an address");
+        let (_, address) = line.trim_end_matches(')').rsplit_once('(').unwrap();
+        let address: SocketAddr = address.parse().expect("an address");
         Self {
             child,
             address: (Ipv4Addr::LOCALHOST, address.port()).into(),

@@ -18,7 +18,7 @@ use crate::event_log::{Command, Commanded, block_on, spawn_append, start, verifi
 use crate::helpers::{EVENT, SECRET, lines, sign, token};
 
 fn verifier() -> Verifier {
-    Verifier::new(&Secret::from(SECRET))
+    Verifier::new(&Secret::from(SECRET), None)
 }
 
 fn command() -> impl Strategy<Value = Command> {

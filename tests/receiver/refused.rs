@@ -216,6 +216,11 @@ fn no_header_or_more_than_one_is_refused() {
         &post(&[("Authorization", &token)], EVENT),
         MissingSignature,
     );
+    assert_refused(
+        "the header that DT will sign with instead",
+        &post(&[("DT-Asymmetric-Signature", &token)], EVENT),
+        AsymmetricSignature,
+    );
     for second in [token.as_str(), "", "garbage"] {
         for headers in [[token.as_str(), second], [second, token.as_str()]] {
             let headers = headers.map(|value| ("X-Dt-Signature", value));

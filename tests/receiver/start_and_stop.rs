@@ -92,7 +92,12 @@ fn a_bad_environment_is_said_in_one_line() {
         assert!(stderr.starts_with(&format!("ERROR {problem}")), "{stderr}");
         assert!(stderr.contains(remedy), "{stderr}");
     }
-    for variable in ["DT_SIGNATURE_SECRET", "PORT", "RUST_LOG"] {
+    for variable in [
+        "DT_SIGNATURE_SECRET",
+        "DT_SIGNATURE_SECRET_PREVIOUS",
+        "PORT",
+        "RUST_LOG",
+    ] {
         let stderr = cannot_start(|command| command.env(variable, not_utf8));
         assert!(
             stderr.starts_with(&format!("ERROR {variable} is not UTF-8; ")),
@@ -162,7 +167,7 @@ fn it_listens_on_ipv4_where_there_is_no_ipv6() {
     let receiver = Receiver::start_with(|command| {
         command.env("LD_PRELOAD", library);
     });
-    receiver.stderr.wait_for("listening on 0.0.0.0:");
+    receiver.stderr.wait_for(" (0.0.0.0:");
     receiver.post(EVENT).assert_ok();
     assert_eq!(receiver.stop().lines(), [EVENT]);
 }
@@ -276,7 +281,10 @@ fn it_says_what_it_did_when_it_stops() {
         assert_eq!(stopped.status.code(), Some(0));
         assert_eq!(stopped.lines(), [EVENT]);
         let lines: Vec<&str> = stopped.stderr.lines().collect();
-        assert_eq!(lines[0], format!(" INFO listening on [::]:{port}"));
+        assert_eq!(
+            lines[0],
+            format!(" INFO listening on http://localhost:{port} ([::]:{port})")
+        );
         assert_eq!(
             lines[2..],
             [

@@ -374,7 +374,7 @@ fn a_reader_that_is_slow_for_a_while_costs_nothing((reader, writer): Ends) {
 
 #[test]
 fn a_stdout_that_keeps_nothing_is_warned_of() {
-    let warning = "stdout is closed or the null device: accepted events go nowhere";
+    let warning = "stdout is closed or the null device: accepted events are being discarded";
     let null = receiver_to(Stdio::null());
     let mut closed = Command::new("sh");
     closed

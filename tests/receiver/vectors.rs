@@ -37,7 +37,7 @@ fn exp(token: &str) -> u64 {
 
 #[test]
 fn what_dt_signed_is_accepted_until_it_expires() {
-    let verifier = Verifier::new(&Secret::from("test-secret"));
+    let verifier = Verifier::new(&Secret::from("test-secret"), None);
     for (token, body) in dts_own() {
         let exp = UNIX_EPOCH + Duration::from_secs(exp(&token));
         let at = |clock| verifier.verify_token(token.as_bytes(), clock);
@@ -67,7 +67,7 @@ fn what_dt_signed_is_accepted_until_it_expires() {
             VerifyError::ChecksumMismatch
         );
 
-        let other = Verifier::new(&Secret::from("test-secret2"));
+        let other = Verifier::new(&Secret::from("test-secret2"), None);
         let mismatch = other.verify_token(token.as_bytes(), exp - Duration::from_secs(1));
         assert_eq!(mismatch.unwrap_err(), VerifyError::SignatureMismatch);
     }
@@ -79,7 +79,7 @@ fn a_token_is_valid_from_its_nbf_on() {
     let claims = claims_with(EVENT, "nbf", moment.into()).to_string();
     let claims = claims.replace("\"exp\"", "\"was exp\"");
     let token = sign(HEADER, &claims, "test-secret");
-    let verifier = Verifier::new(&Secret::from("test-secret"));
+    let verifier = Verifier::new(&Secret::from("test-secret"), None);
     let nbf = UNIX_EPOCH + Duration::from_secs(moment);
     let before = verifier.verify_token(token.as_bytes(), nbf - Duration::from_millis(1));
     assert_eq!(before.unwrap_err(), VerifyError::NotYetValid);

@@ -161,7 +161,7 @@ impl Running {
         let mut line = String::new();
         stderr.read_line(&mut line)?;
         let port = line
-            .trim()
+            .trim_end_matches([')', '\n'])
             .rsplit_once(':')
             .and_then(|(_, port)| port.parse().ok());
         let port: u16 = port.ok_or_else(|| format!("{server:?} does not listen: {line}"))?;
