@@ -1,9 +1,11 @@
 //! A receiver to test, a client to talk to it, tokens to sign with.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::collections::VecDeque;
+use std::io::{self, BufRead, BufReader, ErrorKind, PipeReader, PipeWriter, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, LazyLock, Mutex};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -11,6 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit, Mac};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -218,7 +221,7 @@ impl Output {
     }
 
     /// What has come once nothing more can: the only other holder is the thread that collects.
-    fn to_end(&self) -> Vec<u8> {
+    pub fn to_end(&self) -> Vec<u8> {
         let begun = Instant::now();
         while Arc::strong_count(&self.0) > 1 && begun.elapsed() < SOON {
             thread::sleep(Duration::from_millis(1));
@@ -462,4 +465,240 @@ pub fn event(body: &[u8]) -> Vec<u8> {
         ],
         body,
     )
+}
+
+/// How many connections the receiver serves at once.
+pub const PLACES: usize = 1024;
+
+/// What a stranger asks; it is answered 405.
+pub const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+
+/// Lets this process, and the receivers that it starts from now on, have as many open files as
+/// tests with every connection taken need, two of them side by side.
+pub fn many_descriptors() {
+    const ENOUGH: u64 = 8192;
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    assert!(
+        most >= ENOUGH,
+        "this takes a limit of {ENOUGH} open files, and here it is {most}: as root `ulimit -n \
+         {ENOUGH}`, or `docker run --ulimit nofile={ENOUGH}`"
+    );
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+}
+
+/// An event of `length` bytes, unlike any other number's.
+pub fn numbered(number: usize, length: usize) -> Vec<u8> {
+    let begin = format!(r#"{{"number":{number},"fill":""#);
+    let fill = "x".repeat(length.saturating_sub(begin.len() + 2));
+    format!("{begin}{fill}\"}}").into_bytes()
+}
+
+/// The head of a POST with the token of `EVENT`, as somebody may have captured it, for another body.
+pub fn captured(body: &str) -> Vec<u8> {
+    let token = token(EVENT);
+    format!("POST / HTTP/1.1\r\nHost: a\r\nX-Dt-Signature: {token}\r\n{body}\r\n\r\n").into_bytes()
+}
+
+impl Client {
+    /// Connects within `limit`, which is the limit of any later read and write, too.
+    pub fn connect_within(address: SocketAddr, limit: Duration) -> io::Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, limit)?;
+        stream.set_read_timeout(Some(limit))?;
+        stream.set_write_timeout(Some(limit))?;
+        stream.set_nodelay(true)?;
+        Ok(Self(BufReader::new(stream)))
+    }
+
+    /// Sends a request and has its answer within `limit`; or says what happened instead.
+    pub fn attempt(&mut self, request: &[u8], limit: Duration) -> Result<Answer, String> {
+        let begun = Instant::now();
+        self.stream().set_read_timeout(Some(limit)).unwrap();
+        self.try_send(request)
+            .map_err(|error| format!("cannot send after {:?}: {error}", begun.elapsed()))?;
+        let answer = self.try_answer();
+        let took = begun.elapsed();
+        match answer {
+            Some(answer) if took < limit => Ok(answer),
+            Some(answer) => Err(format!("{} only after {took:?}", answer.status)),
+            None if took < limit => Err(format!("closed without an answer after {took:?}")),
+            None => Err(format!("no answer within {took:?}")),
+        }
+    }
+
+    /// Whether the receiver ends the connection, by a reset or not, without another byte within
+    /// `limit`.
+    pub fn ends_within(&mut self, limit: Duration) -> bool {
+        self.stream().set_read_timeout(Some(limit)).unwrap();
+        match self.0.read(&mut [0]) {
+            Ok(count) => count == 0,
+            Err(error) => ![ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&error.kind()),
+        }
+    }
+}
+
+/// A sender's first attempt, on a connection of its own.
+pub fn attempt(address: SocketAddr, request: &[u8], limit: Duration) -> Result<Answer, String> {
+    let begun = Instant::now();
+    let mut client = Client::connect_within(address, limit)
+        .map_err(|error| format!("cannot connect: {error}"))?;
+    client.attempt(request, limit.saturating_sub(begun.elapsed()))
+}
+
+impl Receiver {
+    /// Opens connections on each of which `request` is answered with `status`, and which idle.
+    pub fn answered(&self, count: usize, request: &[u8], status: u16) -> Vec<Client> {
+        (0..count)
+            .map(|number| {
+                let limit = Duration::from_secs(5);
+                let client = Client::connect_within(self.address, limit);
+                let mut client = client.unwrap_or_else(|error| panic!("number {number}: {error}"));
+                let answer = client.attempt(request, limit);
+                let answer = answer.unwrap_or_else(|error| panic!("number {number}: {error}"));
+                assert_eq!(answer.status, status, "number {number}: {answer:?}");
+                client
+            })
+            .collect()
+    }
+
+    /// Starts a receiver whose stderr is not heard, and waits until it listens.
+    pub fn start_unheard(change: impl FnOnce(&mut Command)) -> Self {
+        let port = free_port();
+        let mut command = Command::new(PROGRAM);
+        command
+            .env_clear()
+            .env("DT_SIGNATURE_SECRET", SECRET)
+            .env("PORT", port.to_string())
+            .stdin(Stdio::null());
+        change(&mut command);
+        let receiver = Self {
+            child: command.spawn().expect("the receiver starts"),
+            address: (Ipv4Addr::LOCALHOST, port).into(),
+            stdout: Output::default(),
+            stderr: Output::default(),
+        };
+        let begun = Instant::now();
+        while TcpStream::connect(receiver.address).is_err() {
+            assert!(begun.elapsed() < SOON, "the receiver does not listen");
+            thread::sleep(Duration::from_millis(2));
+        }
+        receiver
+    }
+}
+
+/// A flood of strangers' connections.
+#[derive(Clone, Copy)]
+pub struct Flood<'a> {
+    pub address: SocketAddr,
+    /// New connections a second.
+    pub rate: u32,
+    /// What is sent on each, whose answer is not read.
+    pub first: &'a [u8],
+}
+
+impl Flood<'_> {
+    /// Does something while the flood lasts.
+    pub fn during<T>(self, something: impl FnOnce() -> T) -> T {
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let flood = scope.spawn(|| self.pour(&over));
+            let ends = Ends(&over);
+            let outcome = something();
+            drop(ends);
+            let (opened, took) = flood.join().unwrap();
+            eprintln!("{opened} connections of strangers in {took:?}");
+            outcome
+        })
+    }
+
+    /// Each connection stays open until there are half as many again as the receiver has places.
+    fn pour(self, over: &AtomicBool) -> (u64, Duration) {
+        let begun = Instant::now();
+        let mut open = VecDeque::new();
+        let (mut tried, mut opened) = (0, 0);
+        while !over.load(Relaxed) && begun.elapsed() < SOON {
+            if Duration::from_secs(1) * tried / self.rate > begun.elapsed() {
+                thread::sleep(Duration::from_millis(1));
+                continue;
+            }
+            tried += 1;
+            let stream = TcpStream::connect_timeout(&self.address, Duration::from_millis(500));
+            let Ok(mut stream) = stream else { continue };
+            opened += 1;
+            let _ = stream.write_all(self.first);
+            open.push_back(stream);
+            if open.len() > PLACES * 3 / 2 {
+                open.pop_front();
+            }
+        }
+        (opened, begun.elapsed())
+    }
+}
+
+/// Says when it is dropped, as by a panic, that something is over.
+pub struct Ends<'a>(pub &'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+/// Reads no faster than so many bytes a second, until it is hurried.
+pub struct Slow {
+    pipe: PipeReader,
+    rate: u32,
+    hurried: Arc<AtomicBool>,
+    read: u32,
+    begun: Instant,
+}
+
+impl Slow {
+    /// What comes out of a pipe at `rate`, and what hurries it.
+    pub fn output(pipe: PipeReader, rate: u32) -> (Output, Hurry) {
+        let hurried = Arc::new(AtomicBool::new(false));
+        let hurry = Hurry(Arc::clone(&hurried));
+        let begun = Instant::now();
+        let slow = Self {
+            pipe,
+            rate,
+            hurried,
+            read: 0,
+            begun,
+        };
+        (Output::of(slow), hurry)
+    }
+}
+
+impl Read for Slow {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        // The whole page at once, as a pipe has room for another line only when a page is free.
+        let most = buffer.len().min(4096);
+        let count = self.pipe.read(&mut buffer[..most])?;
+        self.read += u32::try_from(count).unwrap();
+        while !self.hurried.load(Relaxed) {
+            let due = Duration::from_secs(1) * self.read / self.rate;
+            let Some(early) = due.checked_sub(self.begun.elapsed()) else {
+                break;
+            };
+            thread::sleep(early.min(Duration::from_millis(20)));
+        }
+        Ok(count)
+    }
+}
+
+/// Makes a [`Slow`] reader as fast as it can be once this is dropped.
+pub struct Hurry(Arc<AtomicBool>);
+
+impl Drop for Hurry {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+/// A pipe that takes nothing more until its reader, which reads nothing by itself, is read.
+pub fn full_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, writer) = io::pipe().unwrap();
+    // 65,536 bytes fill a pipe.
+    (&writer).write_all(&vec![b' '; 65_536]).unwrap();
+    (reader, writer)
 }

@@ -12,6 +12,8 @@
 #![allow(unreachable_pub, reason = "one binary, whose modules are its own")]
 
 mod accepted;
+mod admission;
+mod arrival;
 mod connections;
 mod delivery;
 mod event_log;
@@ -19,9 +21,11 @@ mod helpers;
 mod properties;
 mod protocol;
 mod refused;
+mod shared_pipe;
 mod simulator;
 mod start_and_stop;
 mod stderr_faults;
 mod stdout_faults;
+mod told;
 mod under_load;
 mod vectors;

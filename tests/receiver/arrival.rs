@@ -1,0 +1,163 @@
+//! How requests arrive: half-closed, half behind another, large and slow.
+
+use std::net::Shutdown;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::helpers::{Client, EVENT, GET, Receiver, SOON, chunked, event, numbered};
+
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+#[test]
+fn a_sender_that_shuts_down_its_sending_half_gets_its_200_and_then_the_end() {
+    let receiver = Receiver::start();
+    thread::scope(|scope| {
+        for thread in 0..4 {
+            let receiver = &receiver;
+            scope.spawn(move || {
+                for number in 0..50 {
+                    let body = numbered(thread * 50 + number, 300);
+                    let request = match number % 2 {
+                        0 => event(&body),
+                        _ => chunked(&body, 100, ""),
+                    };
+                    let (begin, rest) = request.split_at(request.len() - 50);
+                    let mut client = receiver.client();
+                    client.send(begin);
+                    if number % 4 < 2 {
+                        // So that the rest is read apart from the head.
+                        receiver.client().ask(GET);
+                    }
+                    client.send(rest);
+                    client.stream().shutdown(Shutdown::Write).unwrap();
+                    client.answer().assert_ok();
+                    assert!(client.ends_within(AT_ONCE), "the connection stays open");
+                }
+            });
+        }
+    });
+    let stopped = receiver.stop();
+    let mut lines: Vec<Vec<u8>> = stopped.lines().iter().map(|line| line.to_vec()).collect();
+    let mut sent: Vec<Vec<u8>> = (0..200).map(|number| numbered(number, 300)).collect();
+    lines.sort();
+    sent.sort();
+    assert!(lines == sent, "each event once, not {} lines", lines.len());
+    assert!(
+        stopped
+            .stderr
+            .ends_with(" INFO stopped logged=200 refused=104 failed=0\n"),
+        "{}",
+        stopped.stderr
+    );
+}
+
+#[test]
+fn a_sender_that_shuts_down_its_sending_half_within_a_body_gets_400() {
+    let receiver = Receiver::start();
+    let whole = event(EVENT);
+    let in_chunks = chunked(EVENT, 50, "");
+    for request in [
+        &whole[..whole.len() - 10],
+        &in_chunks[..in_chunks.len() - 30],
+    ] {
+        for _ in 0..20 {
+            let mut client = receiver.client();
+            client.send(request);
+            client.stream().shutdown(Shutdown::Write).unwrap();
+            client.answer().assert(400, "Could not verify request.");
+            assert!(client.ends_within(AT_ONCE), "the connection stays open");
+        }
+    }
+    let stopped = receiver.stop();
+    assert!(stopped.stdout.is_empty());
+    assert!(
+        stopped
+            .stderr
+            .ends_with(" INFO stopped logged=0 refused=40 failed=0\n"),
+        "{}",
+        stopped.stderr
+    );
+}
+
+#[test]
+fn half_a_head_behind_a_request_has_15_s_and_a_connection_that_idles_has_more() {
+    let receiver = Receiver::start();
+    let requests = [event(b"1"), chunked(b"2", 1, ""), GET.to_vec()];
+    let begun = Instant::now();
+    let mut idle = requests.clone().map(|request| {
+        let mut client = receiver.client();
+        client.ask(&request);
+        client
+    });
+    let half_heads = requests.map(|request| {
+        let mut client = receiver.client();
+        client.send(&[&request, b"POST / HTTP/1.1\r\nHo".as_slice()].concat());
+        client.answer();
+        client
+    });
+    thread::scope(|scope| {
+        for mut client in half_heads {
+            scope.spawn(move || {
+                assert!(client.ends_within(SOON), "it stays open");
+                let lived = begun.elapsed();
+                assert!(lived > Duration::from_millis(14_500), "{lived:?}");
+                assert!(lived < Duration::from_secs(18), "{lived:?}");
+            });
+        }
+        thread::sleep(Duration::from_secs(17).saturating_sub(begun.elapsed()));
+        for client in &mut idle {
+            client.ask(&event(b"3")).assert_ok();
+        }
+    });
+}
+
+#[test]
+fn of_17_large_bodies_at_once_one_is_too_many_and_events_go_on() {
+    let receiver = Receiver::start();
+    let body = vec![b'1'; 1024 * 1024];
+    let request = event(&body);
+    let (half, rest) = request.split_at(request.len() / 2);
+    let mut clients: Vec<Client> = (0..17)
+        .map(|_| {
+            let mut client = receiver.client();
+            let _ = client.try_send(half);
+            client
+        })
+        .collect();
+    let begun = Instant::now();
+    let mut refused = Vec::new();
+    while refused.is_empty() && begun.elapsed() < 3 * AT_ONCE {
+        refused = clients
+            .extract_if(.., |client| {
+                let short = Duration::from_millis(5);
+                client.stream().set_read_timeout(Some(short)).unwrap();
+                client.stream().peek(&mut [0]).is_ok()
+            })
+            .collect();
+    }
+    assert_eq!(refused.len(), 1, "of 17");
+    refused[0].answer().assert(503, "Could not log the event.");
+    assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
+    receiver
+        .stderr
+        .wait_for("ERROR failed with 503: too many bodies over 16 KiB at once; ");
+    for _ in 0..20 {
+        let begun = Instant::now();
+        receiver.post(EVENT).assert_ok();
+        assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
+    }
+    for client in &mut clients {
+        client.send(rest);
+    }
+    for mut client in clients {
+        client.stream().set_read_timeout(Some(SOON)).unwrap();
+        client.answer().assert_ok();
+    }
+    // There is room again.
+    receiver.post(&body).assert_ok();
+    let stopped = receiver.stop();
+    let lines = stopped.lines();
+    assert_eq!(lines.iter().filter(|line| **line == EVENT).count(), 20);
+    assert_eq!(lines.iter().filter(|line| **line == body).count(), 17);
+    assert_eq!(lines.len(), 37);
+}
