@@ -4,28 +4,12 @@ use std::io::{ErrorKind, Write};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use crate::helpers::{
+    Client, EVENT, PLACES, Receiver, chunked, chunked_head, event, many_descriptors, post,
+};
 
-use crate::helpers::{Client, EVENT, Receiver, chunked, chunked_head, event, post};
-
-/// The limits that the README promises.
-const MAX_CONNECTIONS: usize = 1024;
+/// The largest head, in bytes, as the README promises.
 const MAX_HEAD: usize = 16 * 1024;
-
-/// Lets this process have as many descriptors as it may, so that it can hold every connection.
-fn many_descriptors() -> bool {
-    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    let enough = most > 3 * MAX_CONNECTIONS as u64;
-    if enough {
-        setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
-    } else {
-        eprintln!(
-            "skipped: this takes a limit of over {} open files",
-            3 * MAX_CONNECTIONS
-        );
-    }
-    enough
-}
 
 /// How long a connection lives that sends one more byte a second; none if it is over `limit`.
 fn drip(mut client: Client, first: &[u8], drip: &[u8], limit: Duration) -> Option<Duration> {
@@ -133,21 +117,19 @@ fn a_head_may_take_16_kib_and_no_more() {
 
 #[test]
 fn when_all_connections_are_taken_the_longest_silent_one_makes_room() {
-    if !many_descriptors() {
-        return;
-    }
+    many_descriptors();
     let receiver = Receiver::start();
     let mut used = receiver.client();
     used.ask(&event(b"1")).assert_ok();
     // Half of them silent, half of them with half a head; the first is to go first.
     let mut hoard: Vec<Client> = Vec::new();
-    for number in 0..MAX_CONNECTIONS {
+    for number in 0..PLACES {
         let mut client = receiver.client();
         if number % 2 == 1 {
             client.send(b"POST / HTTP/1.1\r\n");
         }
         hoard.push(client);
-        if number == MAX_CONNECTIONS / 2 {
+        if number == PLACES / 2 {
             // It has just been served: others have waited longer.
             used.ask(&event(b"2")).assert_ok();
         }
@@ -173,7 +155,7 @@ fn when_all_connections_are_taken_the_longest_silent_one_makes_room() {
     let held = std::fs::read_dir(format!("/proc/{}/fd", receiver.child.id()))
         .unwrap()
         .count();
-    assert!(held < MAX_CONNECTIONS + 20, "{held} descriptors");
+    assert!(held < PLACES + 20, "{held} descriptors");
     drop(hoard);
     assert_eq!(
         receiver.stop().lines(),
@@ -183,9 +165,7 @@ fn when_all_connections_are_taken_the_longest_silent_one_makes_room() {
 
 #[test]
 fn a_request_whose_head_has_come_makes_no_room_and_keeps_nobody_waiting() {
-    if !many_descriptors() {
-        return;
-    }
+    many_descriptors();
     let receiver = Receiver::start();
     let mut client = receiver.client();
     // Another connection's answer shows that the first one waits for its head, then for its body.
@@ -194,7 +174,7 @@ fn a_request_whose_head_has_come_makes_no_room_and_keeps_nobody_waiting() {
     let (half, rest) = request.split_at(request.len() - 100);
     client.send(half);
     receiver.post(b"2").assert_ok();
-    let hoard: Vec<Client> = (1..MAX_CONNECTIONS).map(|_| receiver.client()).collect();
+    let hoard: Vec<Client> = (1..PLACES).map(|_| receiver.client()).collect();
     let begun = Instant::now();
     receiver.post(b"3").assert_ok();
     assert!(begun.elapsed() < Duration::from_secs(2));
@@ -206,9 +186,7 @@ fn a_request_whose_head_has_come_makes_no_room_and_keeps_nobody_waiting() {
 
 #[test]
 fn a_client_that_reads_no_answers_makes_room_like_a_silent_one() {
-    if !many_descriptors() {
-        return;
-    }
+    many_descriptors();
     let receiver = Receiver::start();
     let mut deaf = receiver.client();
     deaf.stream()
@@ -217,7 +195,7 @@ fn a_client_that_reads_no_answers_makes_room_like_a_silent_one() {
     // Until the receiver can't answer, and so reads no more.
     let requests = b"POST / HTTP/1.1\r\n\r\n".repeat(1000);
     while deaf.try_send(&requests).is_ok() {}
-    let hoard: Vec<Client> = (1..MAX_CONNECTIONS).map(|_| receiver.client()).collect();
+    let hoard: Vec<Client> = (1..PLACES).map(|_| receiver.client()).collect();
     receiver.post(EVENT).assert_ok();
     let error = deaf.try_send(b"P").unwrap_err();
     assert!(
@@ -230,9 +208,7 @@ fn a_client_that_reads_no_answers_makes_room_like_a_silent_one() {
 
 #[test]
 fn memory_stays_under_64_mib_whatever_clients_without_the_secret_send() {
-    if !many_descriptors() {
-        return;
-    }
+    many_descriptors();
     let receiver = Receiver::start();
     let head = format!("POST / HTTP/1.1\r\nA: {}", "b".repeat(100_000)).into_bytes();
     let headers = [b"POST / HTTP/1.1\r\n".to_vec(), b"A: b\r\n".repeat(20_000)].concat();
@@ -240,7 +216,7 @@ fn memory_stays_under_64_mib_whatever_clients_without_the_secret_send() {
     let pipelined = post(&[("X-Dt-Signature", "a.b.c")], b"").repeat(1000);
     let newlines = b"\r\n".repeat(50_000);
     let junk = [head, headers, body, pipelined, newlines];
-    let clients: Vec<Client> = (0..MAX_CONNECTIONS)
+    let clients: Vec<Client> = (0..PLACES)
         .map(|number| {
             let client = receiver.client();
             client.stream().set_nonblocking(true).unwrap();
@@ -256,7 +232,7 @@ fn memory_stays_under_64_mib_whatever_clients_without_the_secret_send() {
         }
     }
     let (_, most) = receiver.memory();
-    eprintln!("{most} KiB at most with {MAX_CONNECTIONS} connections of junk");
+    eprintln!("{most} KiB at most with {PLACES} connections of junk");
     assert!(most < 64 * 1024, "{most} KiB");
     receiver.post(EVENT).assert_ok();
     drop(clients);

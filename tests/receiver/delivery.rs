@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::helpers::{self, Output, Receiver, SOON, free_port, lines};
+use crate::helpers::{self, Output, Receiver, SOON, free_port, lines, skip};
 
 fn simulator(port: u16, events: &str, rate: &str) -> Child {
     helpers::simulator()
@@ -76,7 +76,7 @@ fn every_event_gets_through_though_the_receiver_is_killed_again_and_again() {
 fn every_event_gets_through_a_load_balancer_though_one_of_three_receivers_is_killed() {
     let haproxy = ["/usr/sbin/haproxy", "/usr/local/sbin/haproxy"];
     let Some(haproxy) = haproxy.into_iter().find(|path| Path::new(path).exists()) else {
-        eprintln!("skipped: this takes HAProxy (Debian: apt install haproxy)");
+        skip("this takes HAProxy (Debian: apt install haproxy)");
         return;
     };
     let receivers = [(); 3].map(|()| Receiver::start());

@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::helpers::{Output, Receiver, SOON, free_port, lines, simulator};
+use crate::helpers::{Output, Receiver, SOON, free_port, lines, simulator, skip};
 
 /// What a simulator said by its end.
 #[derive(Debug)]
@@ -352,7 +352,7 @@ fn a_body_is_sent_as_it_is() {
 #[test]
 fn printed_commands_send_what_would_be_sent() {
     if Command::new("curl").arg("--version").output().is_err() {
-        eprintln!("skipped: this takes curl (Debian: apt install curl)");
+        skip("this takes curl (Debian: apt install curl)");
         return;
     }
     let receiver = Receiver::start();

@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::helpers::{
-    Client, EVENT, Output, PROGRAM, Receiver, SECRET, SOON, event, free_port, lines,
+    Client, EVENT, Output, PROGRAM, Receiver, SECRET, SOON, event, free_port, lines, skip,
 };
 
 /// Starts a receiver that must end by itself; its stderr.
@@ -114,8 +114,10 @@ fn a_port_in_use_is_said_in_one_line() {
         // IPv4 alone, which is free, would not do.
         TcpListener::bind((Ipv6Addr::LOCALHOST, 0)),
     ] {
-        // A machine may have no IPv6.
-        let Ok(taken) = taken else { continue };
+        let Ok(taken) = taken else {
+            skip("this machine has no IPv6");
+            continue;
+        };
         let port = taken.local_addr().unwrap().port();
         for filter in ["info", "off"] {
             let stderr = cannot_start(|command| {
@@ -143,6 +145,8 @@ fn it_listens_on_ipv4_and_ipv6() {
         Client::connect((Ipv6Addr::LOCALHOST, port).into())
             .ask(&event(EVENT))
             .assert_ok();
+    } else {
+        skip("this machine has no IPv6");
     }
 }
 

@@ -3,7 +3,8 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
-use crate::helpers::{Client, EVENT, Output, PROGRAM, Receiver, event, lines};
+use crate::helpers::{Client, EVENT, Output, PROGRAM, Receiver, event, lines, skip};
 
 /// How long any answer may take: the sender gives up at 10 s.
 const PATIENCE: Duration = Duration::from_millis(5500);
@@ -36,15 +37,19 @@ fn fifo() -> Ends {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("fifo");
     mkfifo(&path, Mode::S_IRWXU).unwrap();
-    // Without it, to open one end waits for the other.
-    let reader = OpenOptions::new()
-        .read(true)
-        .custom_flags(OFlag::O_NONBLOCK.bits())
-        .open(&path)
-        .unwrap();
+    let reader = fifo_reader(&path);
     let writer = OpenOptions::new().write(true).open(&path).unwrap();
     fcntl(reader.as_fd(), FcntlArg::F_SETFL(OFlag::empty())).unwrap();
     (reader, writer)
+}
+
+/// The reading end, non-blocking: otherwise opening it would wait for the other end.
+fn fifo_reader(path: &Path) -> File {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(path)
+        .unwrap()
 }
 
 /// Makes of each function a test on either way in which the receiver writes.
@@ -201,7 +206,7 @@ fn a_disk_that_fills_up_and_is_emptied_again_keeps_every_line_whole() {
         .stderr(Stdio::null())
         .status();
     if !mount.is_ok_and(|status| status.success()) {
-        eprintln!("skipped: mounting a tmpfs takes root on Linux");
+        skip("mounting a tmpfs takes root on Linux");
         return;
     }
     let _unmount = Unmount(folder.path());
@@ -282,7 +287,8 @@ fn a_stalled_stdout_is_503_in_time_and_recovers_by_itself((reader, writer): Ends
     let receiver = receiver_to(writer);
     let mut posted = stall(&receiver);
     assert_lively(&receiver);
-    // While it is stalled, many more come at once; none may hang.
+    // While it is stalled, many more come at once; none may hang, and none of this costs CPU time.
+    let before = receiver.cpu();
     std::thread::scope(|scope| {
         let receiver = &receiver;
         let more: Vec<_> = (0..20)
@@ -297,6 +303,8 @@ fn a_stalled_stdout_is_503_in_time_and_recovers_by_itself((reader, writer): Ends
             posted.push((body, status));
         }
     });
+    let cpu = receiver.cpu().saturating_sub(before);
+    assert!(cpu < Duration::from_millis(500), "{cpu:?}");
     let reason = Refusal::StdoutStalled.reason();
     assert!(
         receiver
@@ -389,4 +397,108 @@ fn a_stdout_that_keeps_nothing_is_warned_of() {
     for stdout in [file, File::create("/dev/full").unwrap()] {
         assert!(!stop_at_once(receiver_to(stdout)).contains("WARN"));
     }
+}
+
+const WITHOUT_A_THREAD: &str = "DEBUG stdout is a pipe, which is written without a thread";
+const BY_A_THREAD: &str = "DEBUG stdout is written by a thread";
+
+/// An event is logged, in the way that the receiver says at its start and by so many threads.
+fn assert_way(receiver: Receiver, way: &str) {
+    receiver.post(EVENT).assert_ok();
+    let threads = fs::read_dir(format!("/proc/{}/task", receiver.child.id()));
+    let threads = threads.unwrap().count();
+    assert_eq!(threads, if way == BY_A_THREAD { 3 } else { 2 });
+    let stdout = receiver.stdout.clone();
+    let stderr = stop_at_once(receiver);
+    assert_eq!(stderr.matches(way).count(), 1, "{stderr}");
+    // Where the test holds the pipe.
+    let stdout = stdout.bytes();
+    assert!(stdout.is_empty() || lines(&stdout) == [EVENT]);
+}
+
+fn debugging(command: &mut Command) -> &mut Command {
+    command.env("RUST_LOG", "debug")
+}
+
+#[test]
+fn an_anonymous_pipe_is_written_without_a_thread_and_whatever_else_stdout_is_by_one() {
+    let (_reader, writer) = fifo();
+    let file = tempfile::tempfile().unwrap();
+    let null = File::create("/dev/null").unwrap();
+    assert_way(
+        Receiver::start_with(|command| {
+            debugging(command);
+        }),
+        WITHOUT_A_THREAD,
+    );
+    for stdout in [writer, file, null] {
+        let receiver = Receiver::start_with(|command| {
+            debugging(command).stdout(stdout);
+        });
+        assert_way(receiver, BY_A_THREAD);
+    }
+}
+
+fn is_root() -> bool {
+    fs::metadata("/proc/self").unwrap().uid() == 0
+}
+
+#[test]
+fn another_users_pipe_is_written_by_a_thread() {
+    if !is_root() {
+        skip("only root can start a process of another user");
+        return;
+    }
+    // Where that user may look.
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("receiver");
+    fs::copy(PROGRAM, &program).unwrap();
+    fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let mut command = Command::new(&program);
+    command
+        .envs([("DT_SIGNATURE_SECRET", "test-secret"), ("PORT", "0")])
+        .uid(65534)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    debugging(&mut command);
+    assert_way(Receiver::run(command), BY_A_THREAD);
+}
+
+#[test]
+fn without_proc_a_pipe_is_written_by_a_thread() {
+    if !is_root() {
+        skip("unmounting /proc takes root");
+        return;
+    }
+    let unmount = "umount --lazy /proc && exec \"$0\"";
+    let mut command = Command::new("unshare");
+    command
+        .args(["--mount", "sh", "-c", unmount, PROGRAM])
+        .envs([("DT_SIGNATURE_SECRET", "test-secret"), ("PORT", "0")])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    debugging(&mut command);
+    assert_way(Receiver::run(command), BY_A_THREAD);
+}
+
+#[test]
+fn a_fifo_whose_reader_has_gone_and_come_back_costs_no_cpu_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("fifo");
+    mkfifo(&path, Mode::S_IRWXU).unwrap();
+    let reader = fifo_reader(&path);
+    let receiver = receiver_to(OpenOptions::new().write(true).open(&path).unwrap());
+    receiver.post(EVENT).assert_ok();
+    drop(reader);
+    let mut reader = fifo_reader(&path);
+    let before = receiver.cpu();
+    // Until the FIFO is full: then its writer waits.
+    let body = numbered(0, 50_000);
+    assert_eq!(post(&mut receiver.client(), &body, AT_ONCE), 200);
+    assert_eq!(post(&mut receiver.client(), &body, PATIENCE), 503);
+    let cpu = receiver.cpu().saturating_sub(before);
+    assert!(cpu < Duration::from_millis(500), "{cpu:?}");
+    let mut written = vec![0; EVENT.len() + body.len() + 2];
+    reader.read_exact(&mut written).unwrap();
+    assert!(lines(&written) == [EVENT, &body]);
 }
