@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::helpers::{self, Output, Receiver, SOON, free_port, lines, skip};
+use crate::helpers::{
+    self, EVENT, HEADER, Output, Receiver, SOON, claims, free_port, lines, post, sign, skip,
+};
 
 fn simulator(port: u16, events: &str, rate: &str) -> Child {
     helpers::simulator()
@@ -70,6 +72,65 @@ fn every_event_gets_through_though_the_receiver_is_killed_again_and_again() {
     );
     stdouts.push(receiver.stop().stdout);
     assert_eq!(events(&stdouts), 3000);
+}
+
+/// The README's way to change the secret, while a Data Connector sends events all the time.
+#[test]
+fn a_rotation_of_the_secret_refuses_no_event() {
+    let with_secrets = |secret: &str, previous: Option<&str>| {
+        Receiver::start_with(|command| {
+            command.env("DT_SIGNATURE_SECRET", secret);
+            if let Some(previous) = previous {
+                command.env("DT_SIGNATURE_SECRET_PREVIOUS", previous);
+            }
+        })
+    };
+    let deliver = |receiver: &Receiver, secret: &str| {
+        let mut simulator = helpers::simulator();
+        simulator
+            .arg(format!("http://{}", receiver.address))
+            .args(["--events", "200", "--rate", "400", "--json"])
+            .env("DT_SIGNATURE_SECRET", secret)
+            .stderr(Stdio::null());
+        let failed = all_acknowledged(simulator.spawn().unwrap(), 200);
+        assert_eq!(failed, 0);
+    };
+    let (old, new) = ("the-old-secret", "the-new-secret");
+    let still = "an event is signed with DT_SIGNATURE_SECRET_PREVIOUS";
+    let mut stdouts = Vec::new();
+
+    let receiver = with_secrets(old, None);
+    deliver(&receiver, old);
+    stdouts.push(receiver.stop().stdout);
+
+    let receiver = with_secrets(new, Some(old));
+    receiver.stderr.wait_for(
+        "two signature secrets are accepted: DT_SIGNATURE_SECRET and DT_SIGNATURE_SECRET_PREVIOUS",
+    );
+    deliver(&receiver, new);
+    assert!(!receiver.stderr.text().contains(still));
+    deliver(&receiver, old);
+    deliver(&receiver, new);
+    let forged = sign(HEADER, &claims(EVENT).to_string(), "another");
+    let answer = receiver
+        .client()
+        .ask(&post(&[("X-Dt-Signature", &forged)], EVENT));
+    answer.assert(400, "Could not verify request.");
+    let stopped = receiver.stop();
+    assert_eq!(stopped.stderr.matches(still).count(), 1, "throttled");
+    assert!(
+        stopped.stderr.ends_with(
+            " INFO stopped logged=600 refused=1 failed=0 signed_with_previous_secret=200\n"
+        ),
+        "{}",
+        stopped.stderr
+    );
+    stdouts.push(stopped.stdout);
+
+    let receiver = with_secrets(new, None);
+    deliver(&receiver, new);
+    stdouts.push(receiver.stop().stdout);
+    assert_eq!(events(&stdouts), 5 * 200);
 }
 
 #[test]

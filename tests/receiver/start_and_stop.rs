@@ -12,7 +12,8 @@ use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
 use crate::helpers::{
-    Client, EVENT, Output, PROGRAM, Receiver, SECRET, SOON, event, free_port, lines, skip,
+    Client, EVENT, HEADER, Output, PROGRAM, Receiver, SECRET, SOON, claims, event, free_port,
+    lines, post, sign, skip, token,
 };
 
 /// Starts a receiver that must end by itself; its stderr.
@@ -225,6 +226,105 @@ fn diagnostics_can_be_filtered_and_events_cannot() {
         assert_eq!(lines(&output.stdout), [EVENT]);
         assert_eq!(output.stderr.is_empty(), quiet, "{filter}: {output:?}");
     }
+}
+
+#[test]
+fn help_and_version_are_printed_and_another_argument_is_an_error() {
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(PROGRAM);
+        let output = command.env_clear().args(arguments).output().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (
+            output.status.code(),
+            text(output.stdout),
+            text(output.stderr),
+        )
+    };
+    for help in ["--help", "-h"] {
+        let (code, stdout, stderr) = run(&[help]);
+        assert_eq!((code, stderr.as_str()), (Some(0), ""));
+        for word in [
+            "DT_SIGNATURE_SECRET_PREVIOUS",
+            "PORT",
+            "RUST_LOG",
+            "Exit codes:",
+        ] {
+            assert!(stdout.contains(word), "{stdout}");
+        }
+        assert!(stdout.lines().count() < 25, "a screen");
+        assert!(stdout.lines().all(|line| line.chars().count() <= 100));
+    }
+    let version = format!("data-connector-receiver {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(run(&["--version"]), (Some(0), version, String::new()));
+    for unknown in ["--port", "8080", ""] {
+        let problem = format!("ERROR unknown argument \"{unknown}\"; see --help\n");
+        assert_eq!(run(&[unknown]), (Some(2), String::new(), problem));
+    }
+}
+
+#[test]
+fn a_secret_that_looks_mistyped_is_warned_of_and_used_as_it_is() {
+    let receiver = Receiver::start_with(|command| {
+        command.env("DT_SIGNATURE_SECRET", "\"test-secret\"");
+    });
+    receiver
+        .stderr
+        .wait_for(" WARN DT_SIGNATURE_SECRET is in quotes");
+    receiver
+        .post(EVENT)
+        .assert(400, "Could not verify request.");
+    let quoted = sign(HEADER, &claims(EVENT).to_string(), "\"test-secret\"");
+    let request = post(&[("X-Dt-Signature", &quoted)], EVENT);
+    receiver.client().ask(&request).assert_ok();
+    assert_eq!(receiver.stop().lines(), [EVENT]);
+}
+
+#[test]
+fn at_the_level_debug_each_logged_event_leaves_a_line() {
+    let receiver = Receiver::start_with(|command| {
+        command.env("RUST_LOG", "debug");
+    });
+    let headers = [("X-Dt-Signature", &*token(EVENT)), ("X-Request-Id", "8601")];
+    let request = post(&headers, EVENT);
+    receiver.client().ask(&request).assert_ok();
+    receiver.post(b"{}").assert_ok();
+    let stderr = receiver.stop().stderr;
+    let first = format!(
+        "DEBUG logged an event bytes={} request_id=\"8601\"\n",
+        EVENT.len()
+    );
+    assert!(stderr.contains(&first), "{stderr}");
+    assert!(
+        stderr.contains("DEBUG logged an event bytes=2\n"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn lines_have_times_and_colours_where_stderr_is_a_terminal() {
+    let terminal = nix::pty::openpty(None, None).unwrap();
+    let mut command = Command::new(PROGRAM);
+    command
+        .env_clear()
+        .envs([("DT_SIGNATURE_SECRET", SECRET), ("PORT", "0")])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(terminal.slave);
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    let stderr = Output::of(fs::File::from(terminal.master));
+    stderr.wait_for("listening on ");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let text = stderr.text();
+    let line = text.lines().find(|line| line.contains("listening on "));
+    let line = line.unwrap();
+    assert!(line.contains("\u{1b}[32m INFO\u{1b}[0m"), "{line:?}");
+    let year = line.strip_prefix("\u{1b}[2m20").map(|rest| &rest[..2]);
+    assert!(
+        year.is_some_and(|year| year.parse::<u8>().is_ok()),
+        "{line:?}"
+    );
 }
 
 #[test]
