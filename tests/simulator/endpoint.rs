@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 use crate::signer::Signed;
 
 /// How long a Data Connector waits for an answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How much of an answer is read, in bytes.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -45,17 +45,9 @@ pub(crate) struct Refusal {
 impl Endpoint {
     /// The receiver at `url`.
     pub(crate) fn new(url: Uri) -> Self {
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        let connector = HttpsConnectorBuilder::new()
-            .with_webpki_roots()
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(tcp);
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
-            .build(connector);
+            .build(connector());
         Self { url, client }
     }
 
@@ -86,13 +78,25 @@ impl Endpoint {
             Ok(Err(error)) => Err(failed(&error)),
             Err(_) => Err(Refusal {
                 status: None,
-                text: format!("no answer within {PATIENCE:?}"),
+                text: format!("no answer within {} s", PATIENCE.as_secs()),
                 advice: Some(
                     "No answer in time: is that the receiver's address? Does it, or its stdout, hang?",
                 ),
             }),
         }
     }
+}
+
+/// Connects over TCP, and over TLS where the URL says https.
+pub(crate) fn connector() -> HttpsConnector<HttpConnector> {
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    HttpsConnectorBuilder::new()
+        .with_webpki_roots()
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(tcp)
 }
 
 fn refused(answer: &Response<Bytes>) -> Refusal {
@@ -134,16 +138,23 @@ fn text(answer: &Response<Bytes>) -> String {
 }
 
 fn failed(error: &legacy::Error) -> Refusal {
-    let mut cause: &dyn Error = error;
-    while let Some(source) = cause.source() {
-        cause = source;
+    if error.is_connect() {
+        return unreachable(error);
     }
-    let kind = cause.downcast_ref().map(io::Error::kind);
-    let advice = match kind {
-        _ if !error.is_connect() => {
+    Refusal {
+        status: None,
+        text: root(error).to_string(),
+        advice: Some(
             "The connection ended without an answer: has the receiver stopped, or is it https:// there? \
-             Its log says more."
-        }
+             Its log says more.",
+        ),
+    }
+}
+
+/// Why there is no connection.
+pub(crate) fn unreachable(error: &(dyn Error + 'static)) -> Refusal {
+    let cause = root(error);
+    let advice = match cause.downcast_ref().map(io::Error::kind) {
         Some(ErrorKind::ConnectionRefused) => {
             "Nothing listens there: is the receiver running, and is the URL's port its own?"
         }
@@ -157,4 +168,13 @@ fn failed(error: &legacy::Error) -> Refusal {
         text: cause.to_string(),
         advice: Some(advice),
     }
+}
+
+/// The error behind all others.
+fn root<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause
 }

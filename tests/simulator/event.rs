@@ -153,7 +153,7 @@ impl EventType {
 
 /// Sets the string or number at every `key` of compact JSON whose strings hold no `,`, `}` or `]`
 /// there.
-fn set(json: &mut String, key: &str, value: &str) {
+pub(crate) fn set(json: &mut String, key: &str, value: &str) {
     let key = format!("\"{key}\":");
     let mut from = 0;
     while let Some(found) = json[from..].find(&key) {

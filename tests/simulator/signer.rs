@@ -16,6 +16,9 @@ use crate::xid::Ids;
 /// How long a token is valid, in seconds.
 const VALID: u64 = 3600;
 
+/// The header of DT's tokens.
+pub(crate) const HEADER: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
+
 /// What a receiver must refuse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Forgery {
@@ -78,21 +81,38 @@ impl Signer {
         Signed { token, body }
     }
 
-    fn token(&self, body: &[u8], issued: u64, id: &str) -> String {
-        let claims = format!(
+    /// The claims that DT signs for a body.
+    pub(crate) fn claims(body: &[u8], issued: u64, id: &str) -> String {
+        format!(
             r#"{{"checksum":"{}","checksum_sha256":"{}","exp":{},"iat":{issued},"jti":"{id}"}}"#,
             hex::encode(Sha1::digest(body)),
             hex::encode(Sha256::digest(body)),
             issued + VALID,
-        );
-        let mut token = URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256","typ":"JWT"}"#);
-        token.push('.');
-        URL_SAFE_NO_PAD.encode_string(claims, &mut token);
-        let mac = self.key.clone().chain_update(&token).finalize();
-        token.push('.');
-        URL_SAFE_NO_PAD.encode_string(mac.into_bytes(), &mut token);
-        token
+        )
     }
+
+    /// A token of these claims, as DT signs them.
+    pub(crate) fn seal(&self, claims: &str) -> String {
+        token(HEADER, claims, |message| {
+            let mac = self.key.clone().chain_update(message).finalize();
+            mac.into_bytes().to_vec()
+        })
+    }
+
+    fn token(&self, body: &[u8], issued: u64, id: &str) -> String {
+        self.seal(&Self::claims(body, issued, id))
+    }
+}
+
+/// A token of any header and claims, with the signature that `sign` makes.
+pub(crate) fn token(header: &str, claims: &str, sign: impl FnOnce(&str) -> Vec<u8>) -> String {
+    let mut token = URL_SAFE_NO_PAD.encode(header);
+    token.push('.');
+    URL_SAFE_NO_PAD.encode_string(claims, &mut token);
+    let signature = sign(&token);
+    token.push('.');
+    URL_SAFE_NO_PAD.encode_string(signature, &mut token);
+    token
 }
 
 #[cfg(test)]
