@@ -210,7 +210,10 @@ fn bad_arguments_end_with_2() {
         (&["http://:8080"], "it names no host"),
         (&["http://a:b@localhost"], "no user and password"),
         (&[here, here], "unexpected argument"),
-        (&[here, "--secret", ""], "'--secret <SECRET>'"),
+        (
+            &[here, "--secret", ""],
+            "DT_SIGNATURE_SECRET is missing or empty: set it, or --secret, to the secret",
+        ),
         (&[here, "--events", "0"], "0 is not in 1..=1000000000"),
         (&[here, "--rate", "0"], "a number of at least 0.001"),
         (&[here, "--rate", "1e-300"], "a number of at least 0.001"),
@@ -235,12 +238,20 @@ fn bad_arguments_end_with_2() {
         assert!(ended.stderr.contains(words), "{arguments:?}: {ended:?}");
         assert_eq!(ended.stdout, "", "{arguments:?}");
     }
-    let ended = end(simulator().arg(here).env_remove("DT_SIGNATURE_SECRET"));
-    assert_eq!(ended.code, Some(2), "{ended:?}");
-    assert!(
-        ended.stderr.contains("DT_SIGNATURE_SECRET=<SECRET>"),
-        "{ended:?}"
-    );
+    for ended in [
+        end(simulator().arg(here).env_remove("DT_SIGNATURE_SECRET")),
+        end(simulator().arg(here).env("DT_SIGNATURE_SECRET", "")),
+    ] {
+        assert_eq!(ended.code, Some(2), "{ended:?}");
+        let words = "error: DT_SIGNATURE_SECRET is missing or empty: set it, or --secret, to the \
+                     secret that the receiver has\n";
+        assert!(ended.stderr.starts_with(words), "{ended:?}");
+        assert!(
+            ended.stderr.contains("DT_SIGNATURE_SECRET=<SECRET>"),
+            "{ended:?}"
+        );
+        assert_eq!(ended.stdout, "");
+    }
     let stopped = receiver.stop();
     assert!(
         stopped.stderr.contains("logged=0 refused=0"),

@@ -7,8 +7,8 @@ use std::time::Duration;
 use axum::body::Bytes;
 use axum::http::Uri;
 use axum::http::uri::Scheme;
-use clap::builder::NonEmptyStringValueParser;
-use clap::{Parser, ValueEnum, value_parser};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, ValueEnum, value_parser};
 
 use crate::event::EventType;
 use crate::signer::Forgery;
@@ -39,7 +39,8 @@ pub(crate) struct Args {
         long,
         env = "DT_SIGNATURE_SECRET",
         hide_env_values = true,
-        value_parser = NonEmptyStringValueParser::new()
+        default_value = "",
+        hide_default_value = true
     )]
     pub(crate) secret: String,
 
@@ -96,6 +97,18 @@ pub(crate) struct Args {
 }
 
 impl Args {
+    /// What the command line says; ends with 2 if that is nothing sensible.
+    pub(crate) fn of_process() -> Self {
+        let args = Self::parse();
+        if args.secret.is_empty() {
+            let problem = "DT_SIGNATURE_SECRET is missing or empty: set it, or --secret, to the \
+                           secret that the receiver has";
+            let error = Self::command().error(ErrorKind::MissingRequiredArgument, problem);
+            error.exit()
+        }
+        args
+    }
+
     /// How many events to send.
     pub(crate) fn events(&self) -> u32 {
         let types = match (&self.body, self.types.len()) {

@@ -18,7 +18,6 @@ use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -32,7 +31,7 @@ use crate::signer::{Forgery, Signer};
 use crate::summary::Tally;
 
 fn main() -> ExitCode {
-    match start(Args::parse()) {
+    match start(Args::of_process()) {
         Ok(code) => code,
         Err(problem) => {
             // If stderr takes nothing, the exit code has to do.
