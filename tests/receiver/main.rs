@@ -14,6 +14,7 @@
 mod accepted;
 mod admission;
 mod arrival;
+mod check;
 mod connections;
 mod delivery;
 mod event_log;

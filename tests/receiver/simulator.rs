@@ -269,6 +269,12 @@ fn help_names_the_exit_codes() {
             .stdout
             .contains("\n  0  every event was acknowledged\n")
     );
+    assert!(
+        ended
+            .stdout
+            .ends_with("\nWith --check: 0 if nothing is wrong, 1 if something is.\n"),
+        "{ended:?}"
+    );
 }
 
 #[test]

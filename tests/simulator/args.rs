@@ -17,7 +17,8 @@ const EXIT_CODES: &str = "\
 Exit code:
   0  every event was acknowledged
   1  some were not, as it should be with --forge
-  2  bad arguments";
+  2  bad arguments
+With --check: 0 if nothing is wrong, 1 if something is.";
 
 /// Acts as a Data Connector: posts signed events to a receiver until it acknowledges them.
 ///
@@ -87,11 +88,28 @@ pub(crate) struct Args {
     )]
     pub(crate) forge: Option<Forgery>,
 
+    /// Find out whether the receiver is right: send what it must accept, and what it must refuse
+    #[arg(long)]
+    #[arg(conflicts_with_all = [
+        "events", "rate", "connections", "types", "body", "give_up_after", "forge", "print_curl"
+    ])]
+    pub(crate) check: bool,
+
+    /// How long an answer may take with --check; a Data Connector waits 10s
+    #[arg(
+        long,
+        value_name = "DURATION",
+        requires = "check",
+        default_value = "10s",
+        value_parser = humantime::parse_duration
+    )]
+    pub(crate) answer_within: Duration,
+
     /// Print the signed requests as curl commands for a shell, and send nothing
     #[arg(long)]
     pub(crate) print_curl: bool,
 
-    /// Print the summary as one JSON object on stdout; what people read goes to stderr
+    /// Print the summary, or the check, as one JSON object on stdout; what people read goes to stderr
     #[arg(long, conflicts_with = "print_curl")]
     pub(crate) json: bool,
 }

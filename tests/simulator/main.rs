@@ -1,29 +1,36 @@
 //! A stand-in for DT's Data Connector: signs events as it does, delivers them as it does, and
-//! counts as DT Studio does.
+//! counts as DT Studio does. Or it checks whether a receiver does what a Data Connector needs.
 //!
 //! ```sh
 //! cargo run --release --example data-connector -- http://localhost:8080
+//! cargo run --release --example data-connector -- http://localhost:8080 --check
 //! ```
 
 mod args;
+mod cases;
+mod check;
 mod curl;
 mod delivery;
 mod endpoint;
 mod event;
+mod exchange;
 mod signer;
 mod summary;
 mod xid;
 
+use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::args::Args;
+use crate::check::Check;
 use crate::delivery::{Delivery, Outcome};
 use crate::endpoint::Endpoint;
 use crate::event::Source;
@@ -42,8 +49,12 @@ fn main() -> ExitCode {
 }
 
 fn start(args: Args) -> Result<ExitCode, String> {
-    let signer = Signer::new(&args.secret, args.forge)
-        .map_err(|error| format!("the secret cannot be a key: {error}"))?;
+    let no_key = |error| format!("the secret cannot be a key: {error}");
+    if args.check {
+        let check = Check::new(args.url, &args.secret, args.answer_within).map_err(no_key)?;
+        return run_check(check, args.json);
+    }
+    let signer = Signer::new(&args.secret, args.forge).map_err(no_key)?;
     let events = args.events();
     let give_up_after = args.give_up_after();
     let source = Source::new(args.types, args.body);
@@ -63,22 +74,39 @@ fn start(args: Args) -> Result<ExitCode, String> {
         next: 0.into(),
         start: Instant::now(),
     };
+    let tally = block_on(deliver(delivery, args.connections, args.forge))?;
+    let summary = tally.sum_up();
+    print(&summary, args.json)?;
+    Ok(ExitCode::from(u8::from(!summary.all_acknowledged())))
+}
+
+fn run_check(check: Check, json: bool) -> Result<ExitCode, String> {
+    // Said before the first of them.
+    let _ = writeln!(io::stderr(), "{}", check.warning());
+    let report = block_on(check.run())?;
+    print(&report, json)?;
+    Ok(ExitCode::from(u8::from(!report.nothing_wrong())))
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> Result<T, String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| format!("cannot start the runtime: {error}"))?;
-    let tally = runtime.block_on(deliver(delivery, args.connections, args.forge));
-    // A host's name that is still being looked up delays no summary.
+    let output = runtime.block_on(future);
+    // A host's name that is still being looked up delays nothing.
     runtime.shutdown_background();
-    let summary = tally.sum_up();
-    if args.json {
-        let _ = write!(io::stderr(), "{summary}");
-        let json = serde_json::to_string(&summary).map_err(|error| error.to_string())?;
-        end_of_stdout(writeln!(io::stdout(), "{json}"))?;
-    } else {
-        end_of_stdout(write!(io::stdout(), "{summary}"))?;
+    Ok(output)
+}
+
+/// Prints on stdout, or for people on stderr and as JSON on stdout.
+fn print(result: &(impl Display + Serialize), json: bool) -> Result<(), String> {
+    if json {
+        let _ = write!(io::stderr(), "{result}");
+        let json = serde_json::to_string(result).map_err(|error| error.to_string())?;
+        return end_of_stdout(writeln!(io::stdout(), "{json}"));
     }
-    Ok(ExitCode::from(u8::from(!summary.all_acknowledged())))
+    end_of_stdout(write!(io::stdout(), "{result}"))
 }
 
 /// Delivers until every event has left the queue, or until SIGINT.
