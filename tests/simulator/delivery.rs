@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::sync::mpsc::Sender;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 use crate::endpoint::{Endpoint, Refusal};
 use crate::event::Source;
@@ -39,8 +39,8 @@ pub(crate) struct Delivery {
 pub(crate) enum Outcome {
     /// The event was acknowledged, within this time.
     Acknowledged(Duration),
-    /// The attempt failed.
-    Refused(Refusal),
+    /// The attempt failed; when the next one comes, if one does.
+    Refused(Refusal, Option<Instant>),
     /// The event got too old, or would be before another attempt.
     GivenUp,
 }
@@ -70,19 +70,20 @@ impl Delivery {
         let body = self.source.body(number);
         let mut longest = FIRST_PAUSE;
         loop {
-            match self.endpoint.post(self.signer.sign(&body)).await {
+            let refusal = match self.endpoint.post(self.signer.sign(&body)).await {
                 Ok(latency) => return Outcome::Acknowledged(latency),
-                Err(refusal) => {
-                    // Without a listener there is nobody left to deliver for either.
-                    let _ = outcomes.send(Outcome::Refused(refusal)).await;
-                }
-            }
+                Err(refusal) => refusal,
+            };
             // Not all at the same moment.
             let pause = longest.mul_f64(0.5 + fastrand::f64() / 2.0);
-            if arose.elapsed() + pause >= self.give_up_after {
+            let next = Instant::now() + pause;
+            let again = (arose.elapsed() + pause < self.give_up_after).then_some(next);
+            // Without a listener there is nobody left to deliver for either.
+            let _ = outcomes.send(Outcome::Refused(refusal, again)).await;
+            if again.is_none() {
                 return Outcome::GivenUp;
             }
-            sleep(pause).await;
+            sleep_until(next).await;
             longest = (2 * longest).min(LONGEST_PAUSE);
         }
     }

@@ -14,6 +14,7 @@ mod delivery;
 mod endpoint;
 mod event;
 mod exchange;
+mod progress;
 mod signer;
 mod summary;
 mod xid;
@@ -22,18 +23,19 @@ use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, interval};
 
 use crate::args::Args;
 use crate::check::Check;
 use crate::delivery::{Delivery, Outcome};
 use crate::endpoint::Endpoint;
 use crate::event::Source;
+use crate::progress::Progress;
 use crate::signer::{Forgery, Signer};
 use crate::summary::Tally;
 
@@ -112,7 +114,7 @@ fn print(result: &(impl Display + Serialize), json: bool) -> Result<(), String> 
 /// Delivers until every event has left the queue, or until SIGINT.
 async fn deliver(delivery: Delivery, connections: u16, forge: Option<Forgery>) -> Tally {
     let mut tally = Tally::new(delivery.events);
-    let bar = progress_bar(delivery.events);
+    let mut progress = Progress::new(delivery.events, delivery.start);
     let delivery = Arc::new(delivery);
     let (sender, mut outcomes) = mpsc::channel(1024);
     let mut workers = JoinSet::new();
@@ -121,18 +123,26 @@ async fn deliver(delivery: Delivery, connections: u16, forge: Option<Forgery>) -
     }
     drop(sender);
     let mut advised = Vec::new();
+    let mut ticks = interval(Duration::from_millis(100));
     let all = async {
-        while let Some(outcome) = outcomes.recv().await {
+        loop {
+            let outcome = tokio::select! {
+                outcome = outcomes.recv() => outcome,
+                _ = ticks.tick() => {
+                    progress.show();
+                    continue;
+                }
+            };
+            let Some(outcome) = outcome else { return };
             if let Some(advice) = advice(&outcome, forge)
                 && !advised.contains(&advice)
             {
                 advised.push(advice);
-                bar.suspend(|| {
-                    let _ = writeln!(io::stderr(), "{advice}");
-                });
+                progress.hide();
+                let _ = writeln!(io::stderr(), "{advice}");
             }
+            progress.count(&outcome);
             tally.count(outcome);
-            bar.set_position(tally.gone());
         }
     };
     tokio::select! {
@@ -141,7 +151,7 @@ async fn deliver(delivery: Delivery, connections: u16, forge: Option<Forgery>) -
         () = all => {}
         Ok(()) = tokio::signal::ctrl_c() => {}
     }
-    bar.finish_and_clear();
+    progress.hide();
     tally
 }
 
@@ -151,19 +161,9 @@ fn advice(outcome: &Outcome, forge: Option<Forgery>) -> Option<&'static str> {
         (Outcome::Acknowledged(_), Some(_)) => {
             Some("A forged event was accepted: does the receiver verify signatures?")
         }
-        (Outcome::Refused(refusal), Some(_)) if refusal.status == Some(400) => None,
-        (Outcome::Refused(refusal), _) => refusal.advice,
+        (Outcome::Refused(refusal, _), Some(_)) if refusal.status == Some(400) => None,
+        (Outcome::Refused(refusal, _), _) => refusal.advice,
         _ => None,
-    }
-}
-
-/// Shown on a terminal only.
-fn progress_bar(events: u32) -> ProgressBar {
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} events, {per_sec}, {elapsed}");
-    let bar = ProgressBar::new(events.into());
-    match style {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
     }
 }
 

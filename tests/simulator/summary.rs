@@ -64,7 +64,7 @@ impl Tally {
     pub(crate) fn count(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Acknowledged(latency) => self.latencies.push(latency),
-            Outcome::Refused(refusal) => {
+            Outcome::Refused(refusal, _) => {
                 let same = self.refusals.entry((refusal.status, refusal.text));
                 *same.or_default() += 1;
             }
@@ -72,15 +72,10 @@ impl Tally {
         }
     }
 
-    /// How many events have left the queue.
-    pub(crate) fn gone(&self) -> u64 {
-        self.latencies.len() as u64 + self.given_up
-    }
-
     /// The sum at the end.
     pub(crate) fn sum_up(mut self) -> Summary {
         let seconds = self.start.elapsed().as_secs_f64();
-        let gone = self.gone();
+        let gone = self.latencies.len() as u64 + self.given_up;
         self.latencies.sort_unstable();
         Summary {
             success: self.latencies.len() as u64,
