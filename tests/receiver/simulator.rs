@@ -73,9 +73,14 @@ fn ends_with_0_once_every_event_is_acknowledged() {
              Error                 0\n\
              Given up              0\n\
              Still queued          0\n\
-             Latency in ms  p50 "
+             Latency       p50 "
         );
         assert!(ended.stdout.starts_with(&words), "{arguments:?}: {ended:?}");
+        let mut end = ended.stdout.lines().skip(4);
+        assert_eq!(end.next().unwrap().matches(" ms").count(), 3, "{ended:?}");
+        let time = end.next().unwrap();
+        assert!(time.starts_with("Time ") && time.ends_with(" s"), "{time}");
+        assert_eq!(end.next(), None);
         let events = events(&receiver.stop().stdout);
         assert_eq!(events.len(), sent, "{arguments:?}");
         assert_eq!(different(&events, "eventId").len(), sent, "{arguments:?}");
@@ -337,7 +342,7 @@ fn sigint_ends_with_the_summary() {
         }
         assert_eq!(child.wait().unwrap().code(), Some(1));
         stdout.wait_for("}");
-        stderr.wait_for("Seconds");
+        stderr.wait_for("Time ");
         let summary: Value = serde_json::from_slice(&stdout.bytes()).unwrap();
         let [success, error, queued] =
             ["success", "error", "queued"].map(|count| summary[count].as_u64().unwrap());

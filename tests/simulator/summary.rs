@@ -134,9 +134,9 @@ impl fmt::Display for Summary {
         writeln!(f, "Given up      {:>9}", self.given_up)?;
         writeln!(f, "Still queued  {:>9}", self.queued)?;
         if let Some(Latency { p50, p99, max }) = self.latency_ms {
-            writeln!(f, "Latency in ms  p50 {p50}, p99 {p99}, max {max}")?;
+            writeln!(f, "Latency       p50 {p50} ms, p99 {p99} ms, max {max} ms")?;
         }
-        writeln!(f, "Seconds       {:>9}", self.seconds)
+        writeln!(f, "Time          {:>9} s", self.seconds)
     }
 }
 
