@@ -76,6 +76,9 @@ fn start(args: Args) -> Result<ExitCode, String> {
         next: 0.into(),
         start: Instant::now(),
     };
+    if args.forge.is_some() {
+        let _ = writeln!(io::stderr(), "Each forged event is sent once.");
+    }
     let tally = block_on(deliver(delivery, args.connections, args.forge))?;
     let summary = tally.sum_up();
     print(&summary, args.json)?;
