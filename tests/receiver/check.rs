@@ -1,7 +1,7 @@
 //! The simulator's check: nothing wrong with this receiver, and every fault of others found.
 
 use std::collections::HashSet;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read, Write, copy, sink};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -430,7 +430,10 @@ fn receiver(fault: Option<Fault>, manner: Option<Manner>) -> SocketAddr {
     thread::spawn(move || {
         let mut seen = Seen::default();
         while let Ok((stream, _)) = listener.accept() {
-            if !serve(BufReader::new(stream), fault, manner, &mut seen) {
+            let mut stream = BufReader::new(stream);
+            if !serve(&mut stream, fault, manner, &mut seen) {
+                // Before the check sees the connection's end.
+                drop(listener);
                 return;
             }
         }
@@ -440,13 +443,13 @@ fn receiver(fault: Option<Fault>, manner: Option<Manner>) -> SocketAddr {
 
 /// Serves one connection; whether there is to be another.
 fn serve(
-    mut stream: BufReader<TcpStream>,
+    stream: &mut BufReader<TcpStream>,
     fault: Option<Fault>,
     manner: Option<Manner>,
     seen: &mut Seen,
 ) -> bool {
     for earlier in 0.. {
-        let Some(request) = Request::read(&mut stream, earlier) else {
+        let Some(request) = Request::read(stream, earlier) else {
             return true;
         };
         let Some(status) = request.status(fault, manner, seen) else {
@@ -459,7 +462,9 @@ fn serve(
             Some(Manner::Closes) => {
                 format!("HTTP/1.1 {status} A\r\ncontent-length: 2\r\nconnection: Close\r\n\r\nOK")
             }
-            Some(Manner::AnswersInHttp10) => format!("HTTP/1.0 {status} A\r\n\r\nOK"),
+            Some(Manner::AnswersInHttp10) => {
+                format!("HTTP/1.0 {status} A\r\nContent-Length: 2\r\n\r\nOK")
+            }
             Some(Manner::AnswersInChunks) => format!(
                 "HTTP/1.1 {status}\r\nTransfer-Encoding: chunked\r\n\r\n\
                  1;a=b\r\nO\r\n1\r\nK\r\n0\r\nX-Trailer: a\r\n\r\n"
@@ -474,8 +479,14 @@ fn serve(
         if stream.get_mut().write_all(answer.as_bytes()).is_err() {
             return true;
         }
-        if let Some(Manner::Closes | Manner::ClosesUnannounced | Manner::AnswersInHttp10) = manner {
-            return true;
+        match manner {
+            Some(Manner::ClosesUnannounced) => return true,
+            // Nothing that comes after an announced end is answered.
+            Some(Manner::Closes | Manner::AnswersInHttp10) => {
+                let _ = copy(stream, &mut sink());
+                return true;
+            }
+            _ => {}
         }
     }
     true
