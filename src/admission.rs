@@ -4,7 +4,6 @@
 //! whose request is being worked on can't. The one that is asked looks at its socket once more: a
 //! request that has arrived meanwhile keeps it open, and the next in order is asked instead.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -21,7 +20,14 @@ pub struct Admission {
 #[derive(Clone, Debug)]
 pub struct Slot {
     admission: Arc<Admission>,
-    id: u64,
+    id: Id,
+}
+
+/// An index into [`Registry::connections`], and the number that tells its holders apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Id {
+    index: usize,
+    number: u64,
 }
 
 /// What a connection waits for, in the order in which connections make room.
@@ -37,17 +43,20 @@ pub enum Phase {
 
 #[derive(Debug, Default)]
 struct Registry {
-    connections: BTreeMap<u64, Connection>,
-    /// Counts registrations, so that the lowest number has waited longest.
+    connections: Vec<Option<Connection>>,
+    /// The indices of `connections` that are free.
+    free: Vec<usize>,
+    /// Counts what connections begin to wait for, so that the lowest number has waited longest.
     sequence: u64,
     /// The connection that has been asked to make room and has not answered yet.
-    asked: Option<u64>,
+    asked: Option<Id>,
     /// The listener, while it waits for room.
     listener: Option<Waker>,
 }
 
 #[derive(Debug)]
 struct Connection {
+    number: u64,
     phase: Phase,
     /// Whether an event that came on it was answered 200. Strangers make room before it does.
     trusted: bool,
@@ -60,16 +69,8 @@ impl Admission {
     /// Admits one more connection; while [`MAX_CONNECTIONS`] are open, asks another to make room.
     pub fn poll_admit(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<Slot> {
         let mut registry = self.lock();
-        if registry.connections.len() < MAX_CONNECTIONS {
-            let id = registry.next();
-            let connection = Connection {
-                phase: Phase::Head,
-                trusted: false,
-                since: id,
-                // Its task is yet to be polled for the first time, which needs no waking.
-                waker: Waker::noop().clone(),
-            };
-            registry.connections.insert(id, connection);
+        if registry.open() < MAX_CONNECTIONS {
+            let id = registry.insert();
             let admission = Arc::clone(self);
             return Poll::Ready(Slot { admission, id });
         }
@@ -81,7 +82,7 @@ impl Admission {
     /// Whether one more connection needs another to make room.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.lock().connections.len() >= MAX_CONNECTIONS
+        self.lock().open() >= MAX_CONNECTIONS
     }
 
     /// Asks the connection that is first in order to make room.
@@ -105,14 +106,22 @@ impl Slot {
         self.lock().wait(self.id, Phase::Answer, None);
     }
 
-    /// The answer is being written, and the next request is waited for by the task of `waker`.
-    pub fn answered(&self, waker: &Waker) {
-        self.lock().wait(self.id, Phase::Head, Some(waker));
+    /// An answer begins to be written, and the next request is waited for by the task of `waker`;
+    /// whether a handler gives this answer.
+    #[must_use]
+    pub fn answered(&self, waker: &Waker) -> bool {
+        let mut registry = self.lock();
+        let is_head = |connection: &mut Connection| connection.phase == Phase::Head;
+        if registry.get(self.id).is_none_or(is_head) {
+            return false;
+        }
+        registry.wait(self.id, Phase::Head, Some(waker));
+        true
     }
 
     /// An event that came on this connection is answered 200.
     pub fn event_accepted(&self) {
-        if let Some(connection) = self.lock().connections.get_mut(&self.id) {
+        if let Some(connection) = self.lock().get(self.id) {
             connection.trusted = true;
         }
     }
@@ -120,8 +129,8 @@ impl Slot {
     /// What the connection waits for.
     #[must_use]
     pub fn phase(&self) -> Phase {
-        let registry = self.lock();
-        let connection = registry.connections.get(&self.id);
+        let mut registry = self.lock();
+        let connection = registry.get(self.id);
         connection.map_or(Phase::Head, |connection| connection.phase)
     }
 
@@ -130,18 +139,20 @@ impl Slot {
     #[must_use]
     pub fn is_asked(&self, waker: &Waker) -> bool {
         let mut registry = self.lock();
-        let asked = registry.asked == Some(self.id);
-        if let Some(connection) = registry.connections.get_mut(&self.id) {
+        if let Some(connection) = registry.get(self.id) {
             connection.waker.clone_from(waker);
         }
-        asked
+        registry.asked == Some(self.id)
     }
 
     /// Gives the connection's place back.
     pub fn release(&self) {
         let mut registry = self.lock();
-        registry.connections.remove(&self.id);
-        registry.changed(self.id);
+        if registry.get(self.id).is_some() {
+            registry.connections[self.id.index] = None;
+            registry.free.push(self.id.index);
+            registry.changed(self.id);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Registry> {
@@ -155,25 +166,56 @@ impl Registry {
         self.sequence
     }
 
+    fn open(&self) -> usize {
+        self.connections.len() - self.free.len()
+    }
+
+    fn insert(&mut self) -> Id {
+        let number = self.next();
+        let connection = Some(Connection {
+            number,
+            phase: Phase::Head,
+            trusted: false,
+            since: number,
+            // Its task is yet to be polled for the first time, which needs no waking.
+            waker: Waker::noop().clone(),
+        });
+        let index = self.free.pop().unwrap_or(self.connections.len());
+        if index < self.connections.len() {
+            self.connections[index] = connection;
+        } else {
+            self.connections.push(connection);
+        }
+        Id { index, number }
+    }
+
+    /// The connection, unless it is gone.
+    fn get(&mut self, id: Id) -> Option<&mut Connection> {
+        let connection = self.connections[id.index].as_mut();
+        connection.filter(|connection| connection.number == id.number)
+    }
+
     /// Asks one connection to make room, unless one has been asked already or none can.
     fn ask(&mut self) {
         if self.asked.is_some() {
             return;
         }
-        let waiting = self.connections.iter();
-        let first = waiting
+        let open = self.connections.iter().enumerate();
+        let first = open
+            .filter_map(|(index, connection)| Some((index, connection.as_ref()?)))
             .filter(|(_, connection)| connection.phase != Phase::Answer)
             .min_by_key(|(_, connection)| (connection.phase, connection.trusted, connection.since));
-        if let Some((&id, connection)) = first {
-            self.asked = Some(id);
+        if let Some((index, connection)) = first {
+            let number = connection.number;
             connection.waker.wake_by_ref();
+            self.asked = Some(Id { index, number });
         }
     }
 
     /// From now on the connection waits for something else, unless it is gone.
-    fn wait(&mut self, id: u64, phase: Phase, waker: Option<&Waker>) {
+    fn wait(&mut self, id: Id, phase: Phase, waker: Option<&Waker>) {
         let since = self.next();
-        if let Some(connection) = self.connections.get_mut(&id) {
+        if let Some(connection) = self.get(id) {
             connection.phase = phase;
             connection.since = since;
             if let Some(waker) = waker {
@@ -184,7 +226,7 @@ impl Registry {
     }
 
     /// What the connection was asked for is void, and the listener has to look again.
-    fn changed(&mut self, id: u64) {
+    fn changed(&mut self, id: Id) {
         if self.asked == Some(id) {
             self.asked = None;
         }
@@ -293,7 +335,10 @@ mod tests {
                         known[at].order = (Phase::Answer, known[at].order.1, time);
                     },
                     Step::Answered(which) => if let Some(at) = at(which) {
-                        known[at].slot.answered(&Waker::from(Arc::clone(&known[at].woken)));
+                        let waker = Waker::from(Arc::clone(&known[at].woken));
+                        let by_a_handler = known[at].slot.answered(&waker);
+                        prop_assert_eq!(by_a_handler, known[at].order.0 != Phase::Head);
+                        if !by_a_handler { continue; }
                         known[at].order = (Phase::Head, known[at].order.1, time);
                     },
                     Step::Accepted(which) => if let Some(at) = at(which) {
@@ -346,7 +391,7 @@ mod tests {
                 for known in &known {
                     prop_assert_eq!(known.slot.phase(), known.order.0);
                 }
-                let open = admission.lock().connections.len();
+                let open = admission.lock().open();
                 prop_assert_eq!(open, busy.len() + known.len());
                 prop_assert_eq!(admission.is_full(), known.len() == 4);
             }

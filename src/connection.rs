@@ -185,10 +185,10 @@ impl AsyncRead for Connection {
         if this.evicted {
             return Poll::Ready(Err(ErrorKind::ConnectionAborted.into()));
         }
-        let limit = match this.slot.phase() {
-            Phase::Head => MAX_READ_BYTES.min(MAX_HEAD_BYTES.saturating_sub(this.read_bytes)),
-            Phase::Body | Phase::Answer => MAX_READ_BYTES,
-        };
+        let mut limit = MAX_READ_BYTES;
+        if this.read_bytes + limit > MAX_HEAD_BYTES && this.slot.phase() == Phase::Head {
+            limit = MAX_HEAD_BYTES.saturating_sub(this.read_bytes);
+        }
         if limit == 0 {
             this.report.not_http(Refusal::HeadTooLarge);
             return Poll::Ready(Err(ErrorKind::InvalidData.into()));
@@ -224,11 +224,10 @@ impl AsyncWrite for Connection {
         }
         let is_answer = bytes != CONTINUE;
         if is_answer {
-            if this.slot.phase() != Phase::Head {
-                // Before it is written: a client that does not take it makes room, too.
-                this.slot.answered(cx.waker());
-            } else if bytes.starts_with(b"HTTP/1.1 4") {
-                // No handler has seen a request: hyper answers what it can't read.
+            // Before it is written: a client that does not take it makes room, too.
+            let by_handler = this.slot.answered(cx.waker());
+            if !by_handler && bytes.starts_with(b"HTTP/1.1 4") {
+                // hyper itself answers what it can't read.
                 this.report.not_http(this.malformation());
             }
             this.read_bytes = 0;
