@@ -106,10 +106,10 @@ impl Slot {
         self.lock().wait(self.id, Phase::Answer, None);
     }
 
-    /// An answer begins to be written, and the next request is waited for by the task of `waker`;
-    /// whether a handler gives this answer.
+    /// An answer is about to be written; from now on the connection waits for its next request.
+    /// Returns whether a handler gave this answer, rather than hyper.
     #[must_use]
-    pub fn answered(&self, waker: &Waker) -> bool {
+    pub fn begin_answer(&self, waker: &Waker) -> bool {
         let mut registry = self.lock();
         let is_head = |connection: &mut Connection| connection.phase == Phase::Head;
         if registry.get(self.id).is_none_or(is_head) {
@@ -134,8 +134,8 @@ impl Slot {
         connection.map_or(Phase::Head, |connection| connection.phase)
     }
 
-    /// Whether the connection has been asked to make room; if that comes later, wakes the task of
-    /// `waker`.
+    /// Whether the connection has been asked to make room. If it is asked later, the task of
+    /// `waker` is woken.
     #[must_use]
     pub fn is_asked(&self, waker: &Waker) -> bool {
         let mut registry = self.lock();
@@ -336,7 +336,7 @@ mod tests {
                     },
                     Step::Answered(which) => if let Some(at) = at(which) {
                         let waker = Waker::from(Arc::clone(&known[at].woken));
-                        let by_a_handler = known[at].slot.answered(&waker);
+                        let by_a_handler = known[at].slot.begin_answer(&waker);
                         prop_assert_eq!(by_a_handler, known[at].order.0 != Phase::Head);
                         if !by_a_handler { continue; }
                         known[at].order = (Phase::Head, known[at].order.1, time);

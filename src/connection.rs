@@ -37,13 +37,13 @@ const LINGER: Duration = Duration::from_millis(500);
 /// read fills it.
 const MAX_READ_BYTES: usize = 4 * 1024;
 
-/// What hyper writes to ask for a body. It answers nothing.
+/// What hyper writes to ask for a body. It is not an answer.
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// What begins every HTTP/2 connection (RFC 9113, 3.4).
+/// The first bytes of every HTTP/2 connection (RFC 9113, 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// What begins a PROXY protocol header of version 2.
+/// The first bytes of a PROXY protocol header of version 2.
 const PROXY_V2_SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
 /// A connection within its limits.
@@ -56,16 +56,16 @@ pub struct Connection {
     read_bytes: usize,
     /// The first of those bytes, by which other protocols are told apart.
     opening: [u8; HTTP2_PREFACE.len()],
-    /// Whether a read has found nothing since the last one that found bytes: then hyper has looked
-    /// at all of them and holds none back, unless they are an unfinished head.
+    /// Whether the last read found nothing. Then hyper has parsed all that was read before, and
+    /// keeps none of it but an unfinished head.
     drained: bool,
     /// Whether the client has shut down its sending half.
     ended: bool,
-    /// Whether the connection has made room for another: it does nothing any more.
+    /// Whether the connection has made room for another. Then it only ends.
     evicted: bool,
     last_answer: Option<Instant>,
     deadline: Instant,
-    /// Wakes the task at the deadline or before it.
+    /// Wakes the task at the deadline, or before it.
     timer: Pin<Box<Sleep>>,
 }
 
@@ -101,7 +101,7 @@ impl Connection {
             if now >= self.deadline && self.slot.phase() != Phase::Answer {
                 return Poll::Ready(ErrorKind::TimedOut);
             }
-            // No later than REQUEST_TIMEOUT from now, so that a request that begins needs no reset.
+            // Within REQUEST_TIMEOUT, so that the first byte of a request need not reset the timer.
             let latest = now + REQUEST_TIMEOUT;
             let next = if now < self.deadline {
                 self.deadline.min(latest)
@@ -117,7 +117,7 @@ impl Connection {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        // The place is free at once: whatever hyper and the handler still do is not waited for.
+        // The new connection does not wait for what hyper and the handler still do with this one.
         self.evicted = true;
         self.slot.release();
         Poll::Ready(ErrorKind::ConnectionAborted)
@@ -131,7 +131,7 @@ impl Connection {
             return self.poll_close(cx, false).map(|kind| Err(kind.into()));
         }
         if first {
-            // The handler may yet have to look at the last bytes.
+            // The handler may not have seen the last bytes yet.
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
@@ -150,8 +150,8 @@ impl Connection {
         self.drained = false;
     }
 
-    /// What hyper could not read as HTTP/1.1.
-    fn malformation(&self) -> Refusal {
+    /// Names what hyper could not parse as HTTP/1.1.
+    fn not_http_reason(&self) -> Refusal {
         let opening = &self.opening[..self.read_bytes.min(self.opening.len())];
         if opening.starts_with(&[0x16, 3]) {
             Refusal::TlsHandshake
@@ -225,10 +225,10 @@ impl AsyncWrite for Connection {
         let is_answer = bytes != CONTINUE;
         if is_answer {
             // Before it is written: a client that does not take it makes room, too.
-            let by_handler = this.slot.answered(cx.waker());
+            let by_handler = this.slot.begin_answer(cx.waker());
             if !by_handler && bytes.starts_with(b"HTTP/1.1 4") {
-                // hyper itself answers what it can't read.
-                this.report.not_http(this.malformation());
+                // hyper itself answers what it cannot parse.
+                this.report.not_http(this.not_http_reason());
             }
             this.read_bytes = 0;
         }
@@ -238,7 +238,7 @@ impl AsyncWrite for Connection {
         if is_answer {
             let now = Instant::now();
             this.last_answer = Some(now);
-            // Bytes that hyper holds back are the beginning of the next request.
+            // Bytes that hyper has not parsed are the beginning of the next request.
             this.deadline = now
                 + if this.drained {
                     IDLE_TIMEOUT
@@ -246,7 +246,7 @@ impl AsyncWrite for Connection {
                     REQUEST_TIMEOUT
                 };
             if this.ended {
-                // hyper looks for the end again.
+                // hyper then reads the end again.
                 cx.waker().wake_by_ref();
             }
         }
@@ -257,7 +257,7 @@ impl AsyncWrite for Connection {
         Pin::new(self.stream.get_mut()).poll_flush(cx)
     }
 
-    /// Sends FIN, then discards input for up to [`LINGER`], so that the client can read its answer.
+    /// Sends FIN, then discards input for up to 500 ms, so that the client can read its answer.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         ready!(Pin::new(this.stream.get_mut()).poll_shutdown(cx))?;

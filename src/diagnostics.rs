@@ -61,7 +61,7 @@ impl Diagnostics {
                 let diagnostics = diagnostics.clone();
                 move || diagnostics.clone()
             });
-        // Anything but a person stamps the lines itself, as Heroku does.
+        // Whatever collects lines adds the time itself, as Heroku does.
         let layer = if io::stderr().is_terminal() {
             layer.boxed()
         } else {
@@ -79,7 +79,7 @@ impl Diagnostics {
         Ok(diagnostics)
     }
 
-    /// Waits until stderr has what was sent so far, for as long as [`FLUSH_TIMEOUT`].
+    /// Waits until stderr has what was sent so far, for up to 300 ms.
     pub fn flush(&self) {
         let (flushed, done) = mpsc::sync_channel(1);
         let queue = self.queue.clone();

@@ -1,13 +1,13 @@
 //! Verified events to stdout, one line each; an event counts as logged once its bytes are written.
 //!
-//! One task turns events into lines, collects what has queued up meanwhile as one batch, writes it
-//! and answers for each event in it: to write costs more than a line, so it is done once a batch.
+//! One task turns events into lines, collects the lines that have queued up into a batch, writes
+//! the batch, and reports the outcome to each sender that waits: a write costs more than a line.
 //!
-//! Four rules keep the stream whole whatever fails:
-//! - a line that has been begun is finished before another is begun;
-//! - a batch is whole lines of at most [`PIPE_BUF`] bytes, or one longer line;
-//! - an event whose bytes were not all written is never reported as logged;
-//! - an event whose sender no longer waits is not begun: it comes again.
+//! Four rules hold whatever fails:
+//! - a line that has been started is finished before another is started;
+//! - a batch is whole lines of at most [`PIPE_BUF`] bytes together, or one longer line;
+//! - an event whose line is not written to its last byte is never reported as logged;
+//! - an event whose sender has given up before its turn is skipped: it is sent again.
 
 use std::borrow::Cow;
 use std::io::{self, ErrorKind};
@@ -30,8 +30,7 @@ use crate::verify::VerifiedEvent;
 /// ("Best practices").
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How many bytes a pipe keeps together, whoever else writes to it. POSIX promises 512; Linux,
-/// whose `PIPE_BUF` this is, 4,096.
+/// The most bytes that a pipe takes as one piece, whoever else writes to it: on Linux 4,096.
 pub const PIPE_BUF: usize = 4096;
 
 /// How many events may wait for stdout: one of each connection.
@@ -68,7 +67,7 @@ struct Buffer {
     bytes: Vec<u8>,
     /// The lines in `bytes`, from the first to the last.
     lines: Vec<Line>,
-    /// Whether a line has been begun, whose rest is the first of these.
+    /// Whether a line has been started; then its rest is the first of these.
     mid_line: bool,
 }
 
@@ -76,9 +75,9 @@ struct Buffer {
 struct Line {
     /// Its end as an offset in [`Buffer::bytes`].
     end: usize,
-    /// Whether it is an event's, or ends what another process has begun.
+    /// Whether it is an event's; otherwise it ends a line that another process has started.
     is_event: bool,
-    /// Where its event's sender waits for the outcome; none once that is known.
+    /// Tells the event's sender the outcome; none once it is told.
     outcome: Option<Outcome>,
 }
 
@@ -109,7 +108,7 @@ impl EventLog {
             _reservation: reservation,
         };
         let write = async {
-            // Once the task has ended, the reader of stdout has gone.
+            // The task ends before the event log only if stdout has no reader any more.
             let ended = ErrorKind::BrokenPipe;
             self.queue.send(entry).await.map_err(|_| ended)?;
             written.await.map_err(|_| ended)?
@@ -127,13 +126,13 @@ impl WriterTask {
     /// # Errors
     /// Why no event can be written any more; the message is for the operator.
     pub async fn ended(&mut self) -> io::Result<()> {
-        // The panic is in the diagnostics already.
+        // The panic hook has logged the panic.
         (&mut self.task).await.unwrap_or_else(|_| Err(died()))
     }
 }
 
 fn died() -> io::Error {
-    io::Error::other("what writes events has died; please report it")
+    io::Error::other("the writer of events has died; please report it")
 }
 
 async fn write_events(
@@ -146,7 +145,7 @@ async fn write_events(
         buffer.end_foreign_line();
     }
     loop {
-        // The rest of a line is not tried again before there is another to be written.
+        // The rest of a line is tried again only when there is another line to write.
         if buffer.waiting() == 0 {
             match entries.recv().await {
                 Some(entry) => buffer.push(entry),
@@ -165,7 +164,7 @@ async fn write_events(
             return Err(io::Error::new(ErrorKind::BrokenPipe, reason));
         }
     }
-    // The last chance of a line that has been begun; nobody waits for it any more.
+    // A last attempt to finish a line that has been started; no sender waits for it any more.
     let _ = buffer.write(&mut out, &report).await?;
     Ok(())
 }
@@ -193,12 +192,13 @@ impl Buffer {
         }
     }
 
-    /// How many lines somebody waits for.
+    /// The number of lines that a sender waits for.
     fn waiting(&self) -> usize {
         self.lines.len() - usize::from(self.mid_line)
     }
 
-    /// Writes one batch and answers for it; its outcome, or an error if what writes has died.
+    /// Writes one batch and tells its senders the outcome, which is also returned; an error, if the
+    /// thread that writes has died.
     async fn write(
         &mut self,
         out: &mut Stdout,
@@ -220,7 +220,7 @@ impl Buffer {
                 report.logged();
             }
             if let Some(outcome) = line.outcome {
-                // A sender that has given up meanwhile needs no answer.
+                // Fails if the sender has given up.
                 let _ = outcome.send(if is_written { Ok(()) } else { result });
             }
             if !is_written && self.mid_line && rest.is_none() {
@@ -231,7 +231,7 @@ impl Buffer {
                 });
             }
         }
-        // What stays: the rest of the line that has been begun, and what is behind the batch.
+        // The rest of a started line stays, and what follows the batch.
         let kept = rest.as_ref().map_or(0, |rest| rest.end);
         self.bytes.drain(end + kept..batch);
         self.bytes.drain(..end);

@@ -3,7 +3,7 @@
 //! One sentence decides every doubtful case: **200 means that the event's line is on stdout;
 //! anything else means that the Data Connector sends it again.**
 //!
-//! # The way of one event
+//! # The path of one event
 //!
 //! ```text
 //! socket ─ listener ─ axum ─ router ─ verify ─ body ─ verify ─ event_log ─ stdout
@@ -23,7 +23,7 @@
 //! 5. [`event_log::EventLog::append`] returns once the event's line is written to [`stdout`], and
 //!    200 is sent.
 //!
-//! # The answers
+//! # Answers
 //!
 //! | request | answer |
 //! |---|---|

@@ -20,10 +20,10 @@ use crate::report::Report;
 /// How many connections the operating system may hold before they are accepted.
 const BACKLOG: u32 = 1024;
 
-/// How long to wait after the operating system had no connection to give.
+/// How long to wait after the operating system failed to accept a connection.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(5);
 
-/// How long no other line says that connections cannot be accepted.
+/// How long the warning that connections cannot be accepted is not repeated.
 const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Accepts connections within the limits.
@@ -78,7 +78,7 @@ impl Listener {
 
     async fn admit(&self) -> Slot {
         if self.admission.is_full() {
-            // What has arrived at the others meanwhile is known after that.
+            // Lets the runtime learn what has arrived on the other connections.
             yield_now().await;
         }
         poll_fn(|cx| self.admission.poll_admit(cx)).await
@@ -90,7 +90,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         SocketAddr::V4(_) => TcpSocket::new_v4(),
         SocketAddr::V6(_) => TcpSocket::new_v6(),
     }?;
-    // As `TcpListener::bind` has it, which takes no backlog.
+    // `TcpListener::bind` does the same, but takes no backlog.
     #[cfg(not(windows))]
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
@@ -105,7 +105,7 @@ impl axum::serve::Listener for Listener {
         loop {
             match self.socket.accept().await {
                 Ok((stream, address)) => {
-                    // Without it an answer could wait for the client's next packet; nothing is lost.
+                    // Without it an answer may wait for the client's next packet; failing is harmless.
                     let _ = stream.set_nodelay(true);
                     let slot = self.admit().await;
                     let connection = Connection::new(stream, slot, Arc::clone(&self.report));
@@ -125,7 +125,7 @@ impl axum::serve::Listener for Listener {
     }
 }
 
-/// A handler tells its connection by this what it has received.
+/// Gives handlers the slot of their connection.
 impl Connected<IncomingStream<'_, Listener>> for Slot {
     fn connect_info(stream: IncomingStream<'_, Listener>) -> Self {
         stream.io().slot().clone()

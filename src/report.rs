@@ -21,7 +21,7 @@ const FIRST_INTERVAL_SECONDS: u64 = 10;
 /// How many characters of a request id are shown; Heroku's own have 36.
 const MAX_REQUEST_ID: usize = 200;
 
-/// Counts of what came in, and the lines on it.
+/// Counts requests and logs what the operator has to know of them.
 #[derive(Debug)]
 pub struct Report {
     counts: Mutex<Counts>,
@@ -32,7 +32,7 @@ struct Counts {
     logged: u64,
     refused: Throttle,
     failed: Throttle,
-    /// Whether the last that was heard of stdout is that it does not take events.
+    /// Whether stdout took no event when it was last tried.
     failing: bool,
     previous: PreviousSecret,
     seconds: u64,
@@ -46,7 +46,7 @@ struct PreviousSecret {
     logged: bool,
 }
 
-/// Tells the first of each reason at once, and so many of the others a second.
+/// Lets through the first refusal of each reason, and up to `lines_per_second` others.
 #[derive(Debug)]
 struct Throttle {
     total: u64,
@@ -95,7 +95,7 @@ impl Report {
         }
     }
 
-    /// An event has been answered 200; its line at the level DEBUG.
+    /// An event is about to be answered 200: a line at the level DEBUG.
     pub fn accepted(&self, bytes: usize, request_id: Option<&HeaderValue>) {
         debug!(
             bytes,
@@ -137,14 +137,14 @@ impl Report {
         }
     }
 
-    /// A connection was refused on which something else than an HTTP/1.1 request came.
+    /// Something else than an HTTP/1.1 request came on a connection.
     pub fn not_http(&self, refusal: Refusal) {
         if self.lock().refused.allow(refusal.name()) {
             warn!("refused: {}", refusal.reason());
         }
     }
 
-    /// A second has passed: says how many lines were suppressed, and allows more.
+    /// A second has passed: logs how many lines were suppressed, and allows more.
     pub fn tick(&self) {
         let mut counts = self.lock();
         counts.report_refused();
@@ -212,7 +212,7 @@ impl Throttle {
         }
     }
 
-    /// Counts one more, and decides whether it gets a line.
+    /// Counts one more refusal; returns whether to log it.
     fn allow(&mut self, name: &'static str) -> bool {
         self.total += 1;
         let reason = self.reasons.entry(name).or_default();
@@ -228,7 +228,7 @@ impl Throttle {
         allowed
     }
 
-    /// How many got no line since this was last asked, in all and of each reason.
+    /// Takes the number of refusals that were not logged, in all and as text for each reason.
     fn take_suppressed(&mut self) -> (u64, String) {
         let mut suppressed: Vec<(u64, &str)> = self
             .reasons

@@ -77,9 +77,9 @@ fn slot(head: &Parts) -> Option<&Slot> {
     connection.map(|ConnectInfo(slot)| slot)
 }
 
-/// The way of one event.
+/// Verifies and logs an event.
 async fn accept(state: &AppState, head: &Parts, body: &mut Body) -> Result<(), Refusal> {
-    // Before the token, and so before a byte of the body is asked for.
+    // A body that is too large is refused whatever its token is.
     body::announced_length(body)?;
     let token = signature(&head.headers)?;
     let token = state.verifier.verify_token(token, SystemTime::now())?;
@@ -110,7 +110,7 @@ fn signature(headers: &HeaderMap) -> Result<&[u8], Refusal> {
     }
 }
 
-/// By this a line can be matched with the platform's own line on the request.
+/// The platform's name for the request, which its own log line has, too.
 fn request_id(head: &Parts) -> Option<&HeaderValue> {
     head.headers.get("x-request-id")
 }

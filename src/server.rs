@@ -18,7 +18,7 @@ use crate::report::Report;
 /// to arrive, shorter than the 30 s after which Heroku kills ("Dyno shutdown behavior").
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(18);
 
-/// How long they may take once no event can be written: they only have to be answered so.
+/// How long they may take once no event can be written: each of them is answered 503.
 const FAILED_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a write that is under way may take once every request is answered.

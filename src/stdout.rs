@@ -29,7 +29,7 @@ pub struct Written {
 #[derive(Debug)]
 pub struct Stdout {
     writer: Writer,
-    /// Whether another process has begun a line on it and not finished it.
+    /// Whether another process has started a line on it and not finished it.
     pub(crate) mid_line: bool,
 }
 
@@ -55,7 +55,7 @@ impl Stdout {
         let file: File = io::stdout().as_fd().try_clone_to_owned()?.into();
         #[cfg(windows)]
         let file: File = io::stdout().as_handle().try_clone_to_owned()?.into();
-        // std makes it so where stdout is closed at the start.
+        // std opens the null device where stdout is closed at the start.
         if is_null_device(&file) {
             warn!(
                 "stdout is closed or the null device: accepted events are being discarded; \
@@ -114,8 +114,8 @@ impl Writer {
 /// A file description of this process's own for the pipe that stdout is. It is non-blocking, which
 /// whoever else holds the pipe does not notice.
 ///
-/// An anonymous pipe alone: where a FIFO's reader goes and comes back, tokio would take it for
-/// closed for ever.
+/// Only for an anonymous pipe: tokio takes a FIFO for closed for ever once its reader has gone,
+/// even if another reader has come.
 #[cfg(target_os = "linux")]
 fn open_pipe() -> io::Result<pipe::Sender> {
     let path = "/proc/self/fd/1";
@@ -168,7 +168,7 @@ impl WriterThread {
             .name("event-log".to_owned())
             .spawn(move || {
                 for lines in to_write {
-                    // Nobody takes it any more once the process ends.
+                    // Fails when the process ends.
                     let _ = done.send(write(&mut out, &lines));
                 }
             })
@@ -194,7 +194,7 @@ fn write(out: &mut impl Write, lines: &[u8]) -> Written {
             Ok(more) => count += more,
             Err(error) => match error.kind() {
                 ErrorKind::Interrupted => {}
-                // Somebody who shares the pipe made it non-blocking: wait as a blocking one would.
+                // Another process has made a shared pipe non-blocking: wait as a blocking one does.
                 ErrorKind::WouldBlock => thread::sleep(Duration::from_millis(5)),
                 kind => result = Err(kind),
             },
@@ -203,7 +203,7 @@ fn write(out: &mut impl Write, lines: &[u8]) -> Written {
     Written { count, result }
 }
 
-/// Whether stdout is a file whose last line another process has begun and not finished.
+/// Whether stdout is a file whose last line another process has started and not finished.
 fn ends_mid_line(stdout: &File) -> bool {
     let last_byte = || {
         // What is open for writing alone can't be read.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use data_connector_receiver::refusal::Refusal;
 use hmac::{Hmac, KeyInit, Mac};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
@@ -71,14 +72,7 @@ impl Receiver {
 
     /// Starts a receiver whose command is changed first.
     pub fn start_with(change: impl FnOnce(&mut Command)) -> Self {
-        let mut command = Command::new(PROGRAM);
-        command
-            .env_clear()
-            .env("DT_SIGNATURE_SECRET", SECRET)
-            .env("PORT", "0")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        let mut command = receiver();
         change(&mut command);
         Self::run(command)
     }
@@ -244,6 +238,13 @@ impl Output {
 }
 
 impl Stopped {
+    /// It ended with exit code 0, within `limit`, and without a panic.
+    pub fn assert_clean(&self, limit: Duration) {
+        assert_eq!(self.status.code(), Some(0), "{}", self.stderr);
+        assert!(self.took < limit, "took {:?}", self.took);
+        assert!(!self.stderr.contains("panic"), "{}", self.stderr);
+    }
+
     /// The lines on stdout, each of which must have ended.
     pub fn lines(&self) -> Vec<&[u8]> {
         lines(&self.stdout)
@@ -355,6 +356,19 @@ fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     })
 }
 
+/// A command that starts a receiver on a free port.
+pub fn receiver() -> Command {
+    let mut command = Command::new(PROGRAM);
+    command
+        .env_clear()
+        .env("DT_SIGNATURE_SECRET", SECRET)
+        .env("PORT", "0")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
 /// Says why a test is skipped, past libtest, which keeps what a test that passes prints. In CI a
 /// skipped test is a failure.
 pub fn skip(why: &str) {
@@ -443,6 +457,12 @@ pub fn token(body: &[u8]) -> String {
     sign(HEADER, &claims(body).to_string(), SECRET)
 }
 
+/// The line on stderr about a refused request.
+pub fn refusal_line(refusal: Refusal) -> String {
+    let status = refusal.status().as_u16();
+    format!(" WARN refused with {status}: {}", refusal.reason())
+}
+
 /// A POST on `/` with these headers.
 pub fn post(headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
     let mut request = b"POST / HTTP/1.1\r\nHost: localhost\r\n".to_vec();
@@ -489,6 +509,9 @@ pub fn event(body: &[u8]) -> Vec<u8> {
 
 /// How many connections the receiver serves at once.
 pub const PLACES: usize = 1024;
+
+/// A POST without a signature; it is answered 400.
+pub const UNSIGNED: &[u8] = b"POST / HTTP/1.1\r\nHost: a\r\n\r\n";
 
 /// What a stranger asks; it is answered 405.
 pub const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";

@@ -34,7 +34,7 @@ fn mute(mut command: Command) -> Receiver {
 }
 
 /// Thousands of refusals, whose lines go nowhere, and the events among them.
-fn assert_lively(receiver: Receiver) {
+fn assert_events_go_on(receiver: Receiver) {
     let mut client = receiver.client();
     let forged = b"POST / HTTP/1.1\r\nHost: a\r\nX-Request-Id: 8601b555-6a83-4c12\r\n\r\n";
     for _ in 0..50 {
@@ -44,12 +44,7 @@ fn assert_lively(receiver: Receiver) {
         client.ask(&event(EVENT)).assert_ok();
     }
     let stopped = receiver.stop();
-    assert_eq!(stopped.status.code(), Some(0));
-    assert!(
-        stopped.took < Duration::from_secs(3),
-        "took {:?}",
-        stopped.took
-    );
+    stopped.assert_clean(Duration::from_secs(3));
     assert_eq!(stopped.lines(), [EVENT; 50]);
 }
 
@@ -59,21 +54,21 @@ fn a_stderr_without_a_reader_costs_no_event() {
     drop(reader);
     let mut command = Command::new(PROGRAM);
     command.stderr(writer);
-    assert_lively(mute(command));
+    assert_events_go_on(mute(command));
 }
 
 #[test]
 fn a_full_stderr_costs_no_event() {
     let mut command = Command::new(PROGRAM);
     command.stderr(OpenOptions::new().write(true).open("/dev/full").unwrap());
-    assert_lively(mute(command));
+    assert_events_go_on(mute(command));
 }
 
 #[test]
 fn a_closed_stderr_costs_no_event() {
     let mut command = Command::new("sh");
     command.args(["-c", "exec \"$0\" 2>&-", PROGRAM]);
-    assert_lively(mute(command));
+    assert_events_go_on(mute(command));
 }
 
 #[test]
@@ -85,6 +80,6 @@ fn a_stalled_stderr_costs_no_event() {
     drop(filler);
     let mut command = Command::new(PROGRAM);
     command.stderr(writer);
-    assert_lively(mute(command));
+    assert_events_go_on(mute(command));
     drop(reader);
 }

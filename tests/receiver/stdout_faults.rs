@@ -15,7 +15,9 @@ use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
-use crate::helpers::{Client, EVENT, Output, PROGRAM, Receiver, event, lines, skip};
+use crate::helpers::{
+    Client, EVENT, GET, Output, PROGRAM, Receiver, UNSIGNED, event, lines, numbered, skip,
+};
 
 /// How long any answer may take: the sender gives up at 10 s.
 const PATIENCE: Duration = Duration::from_millis(5500);
@@ -93,11 +95,9 @@ fn post(client: &mut Client, body: &[u8], limit: Duration) -> u16 {
 fn assert_lively(receiver: &Receiver) {
     let begun = Instant::now();
     let mut client = receiver.client();
+    client.ask(GET).assert(405, "Method not allowed.");
     client
-        .ask(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-        .assert(405, "Method not allowed.");
-    client
-        .ask(b"POST / HTTP/1.1\r\nHost: a\r\n\r\n")
+        .ask(UNSIGNED)
         .assert(400, "Could not verify request.");
     assert!(begun.elapsed() < AT_ONCE);
 }
@@ -105,19 +105,8 @@ fn assert_lively(receiver: &Receiver) {
 /// Stops a receiver that has answered everything: at once, and with exit code 0.
 fn stop_at_once(receiver: Receiver) -> String {
     let stopped = receiver.stop();
-    assert_eq!(stopped.status.code(), Some(0));
-    assert!(
-        stopped.took < Duration::from_secs(3),
-        "took {:?}",
-        stopped.took
-    );
-    assert!(!stopped.stderr.contains("panic"), "{}", stopped.stderr);
+    stopped.assert_clean(Duration::from_secs(3));
     stopped.stderr
-}
-
-/// An event of about this many bytes, unlike any other number's.
-fn numbered(number: usize, length: usize) -> Vec<u8> {
-    format!(r#"{{"number":{number},"fill":"{}"}}"#, "x".repeat(length)).into_bytes()
 }
 
 /// Fills a pipe that nobody reads until an event is answered 503; the bodies and their statuses.
@@ -162,7 +151,7 @@ fn a_reader_that_has_gone_ends_the_receiver((reader, writer): Ends) {
     assert_eq!(post(&mut receiver.client(), EVENT, AT_ONCE), 200);
     let mut client = receiver.client();
     client
-        .ask(b"POST / HTTP/1.1\r\nHost: a\r\n\r\n")
+        .ask(UNSIGNED)
         .assert(400, "Could not verify request.");
     drop(reader);
     assert_eq!(post(&mut client, EVENT, AT_ONCE), 503);
@@ -333,12 +322,7 @@ fn a_stalled_stdout_does_not_hold_up_the_end((reader, writer): Ends) {
     receiver.signal(Signal::SIGTERM);
     client.answer().assert(503, "Could not log the event.");
     let stopped = receiver.wait();
-    assert_eq!(stopped.status.code(), Some(0));
-    assert!(
-        stopped.took < Duration::from_secs(3),
-        "took {:?}",
-        stopped.took
-    );
+    stopped.assert_clean(Duration::from_secs(3));
     assert!(
         stopped.stderr.contains("stdout is stalled"),
         "{}",
