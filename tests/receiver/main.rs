@@ -21,6 +21,7 @@ mod event_log;
 mod helpers;
 mod properties;
 mod protocol;
+mod readme;
 mod refused;
 mod shared_pipe;
 mod simulator;
