@@ -19,6 +19,7 @@ mod connections;
 mod delivery;
 mod event_log;
 mod helpers;
+mod hosts;
 mod properties;
 mod protocol;
 mod readme;
