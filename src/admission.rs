@@ -1,14 +1,23 @@
 //! Who is admitted, and who makes room: a registry of the connections that are open.
 //!
-//! A connection that waits for its client can be asked to make room for a new one; a connection
-//! whose request is being worked on can't. The one that is asked looks at its socket once more: a
-//! request that has arrived meanwhile keeps it open, and the next in order is asked instead.
+//! When there is no place for a new connection, another one is told to leave. One that waits for
+//! its client looks at its socket once more and closes; if a request has arrived, it closes after
+//! the answer. One whose request is being worked on is not told to leave.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
-/// How many connections may be open at once.
+/// How many connections may be open at once, beside those that are leaving.
 pub const MAX_CONNECTIONS: usize = 1024;
+
+/// How many connections may be leaving at once.
+const MAX_LEAVING: usize = 64;
+
+/// How much longer a connection may wait for a body than for a head before it has to leave. The
+/// body of an event follows its head within a round trip; nobody holds a place by announcing a
+/// body.
+const BODY_ALLOWANCE: Duration = Duration::from_millis(250);
 
 /// The registry of open connections. The runtime has one thread, so its lock is never contended.
 #[derive(Debug, Default)]
@@ -30,8 +39,8 @@ struct Id {
     number: u64,
 }
 
-/// What a connection waits for, in the order in which connections make room.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// What a connection waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// For the head of its next request.
     Head,
@@ -46,48 +55,59 @@ struct Registry {
     connections: Vec<Option<Connection>>,
     /// The indices of `connections` that are free.
     free: Vec<usize>,
-    /// Counts what connections begin to wait for, so that the lowest number has waited longest.
-    sequence: u64,
-    /// The connection that has been asked to make room and has not answered yet.
-    asked: Option<Id>,
-    /// The listener, while it waits for room.
+    /// How many connections there have been.
+    count: u64,
+    /// How many connections are leaving.
+    leaving: usize,
+    /// The listener, while it waits for a place.
     listener: Option<Waker>,
+    /// Whether the receiver stops, so that no head is waited for any more.
+    stopping: bool,
 }
 
 #[derive(Debug)]
 struct Connection {
     number: u64,
     phase: Phase,
-    /// Whether an event that came on it was answered 200. Strangers make room before it does.
+    /// Whether an event that came on it was answered 200. Strangers leave before it does.
     trusted: bool,
-    /// The sequence number at which it began to wait.
-    since: u64,
+    /// When it began to wait.
+    since: Instant,
+    leaving: bool,
     waker: Waker,
 }
 
 impl Admission {
-    /// Admits one more connection; while [`MAX_CONNECTIONS`] are open, asks another to make room.
+    /// Admits one more connection; if there is no place for it, tells another to leave.
     pub fn poll_admit(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<Slot> {
         let mut registry = self.lock();
-        if registry.open() < MAX_CONNECTIONS {
-            let id = registry.insert();
-            let admission = Arc::clone(self);
-            return Poll::Ready(Slot { admission, id });
+        if registry.is_full() && !registry.dismiss() {
+            registry.listener = Some(cx.waker().clone());
+            return Poll::Pending;
         }
-        registry.listener = Some(cx.waker().clone());
-        registry.ask();
-        Poll::Pending
+        let id = registry.insert();
+        let admission = Arc::clone(self);
+        Poll::Ready(Slot { admission, id })
     }
 
-    /// Whether one more connection needs another to make room.
+    /// Whether one more connection makes another leave.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.lock().open() >= MAX_CONNECTIONS
+        self.lock().is_full()
     }
 
-    /// Asks the connection that is first in order to make room.
+    /// Tells one connection to leave.
     pub fn make_room(&self) {
-        self.lock().ask();
+        self.lock().dismiss();
+    }
+
+    /// Closes every connection that waits for a head.
+    pub fn stop(&self) {
+        let mut registry = self.lock();
+        registry.stopping = true;
+        for connection in registry.connections.iter().flatten() {
+            connection.waker.wake_by_ref();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Registry> {
@@ -98,25 +118,25 @@ impl Admission {
 impl Slot {
     /// The head of a request has been handed to its handler.
     pub fn head_received(&self) {
-        self.lock().wait(self.id, Phase::Body, None);
+        self.lock().wait(self.id, Phase::Body);
     }
 
     /// The body of that request has been read whole.
     pub fn body_received(&self) {
-        self.lock().wait(self.id, Phase::Answer, None);
+        self.lock().wait(self.id, Phase::Answer);
     }
 
     /// An answer is about to be written; from now on the connection waits for its next request.
     /// Returns whether a handler gave this answer, rather than hyper.
     #[must_use]
-    pub fn begin_answer(&self, waker: &Waker) -> bool {
+    pub fn begin_answer(&self) -> bool {
         let mut registry = self.lock();
-        let is_head = |connection: &mut Connection| connection.phase == Phase::Head;
-        if registry.get(self.id).is_none_or(is_head) {
-            return false;
+        let phase = registry.get(self.id).map(|connection| connection.phase);
+        let by_handler = phase.is_some_and(|phase| phase != Phase::Head);
+        if by_handler {
+            registry.wait(self.id, Phase::Head);
         }
-        registry.wait(self.id, Phase::Head, Some(waker));
-        true
+        by_handler
     }
 
     /// An event that came on this connection is answered 200.
@@ -134,25 +154,42 @@ impl Slot {
         connection.map_or(Phase::Head, |connection| connection.phase)
     }
 
-    /// Whether the connection has been asked to make room. If it is asked later, the task of
-    /// `waker` is woken.
+    /// Whether the connection has been told to leave.
     #[must_use]
-    pub fn is_asked(&self, waker: &Waker) -> bool {
+    pub fn is_leaving(&self) -> bool {
         let mut registry = self.lock();
-        if let Some(connection) = registry.get(self.id) {
-            connection.waker.clone_from(waker);
+        let connection = registry.get(self.id);
+        connection.is_some_and(|connection| connection.leaving)
+    }
+
+    /// Whether the connection has to close now, as nothing has arrived. When it has to later, the
+    /// task of `waker` is woken.
+    #[must_use]
+    pub fn has_to_close(&self, waker: &Waker) -> bool {
+        let mut registry = self.lock();
+        let stopping = registry.stopping;
+        let Some(connection) = registry.get(self.id) else {
+            return true;
+        };
+        connection.waker.clone_from(waker);
+        match connection.phase {
+            Phase::Head => connection.leaving || stopping,
+            Phase::Body => connection.leaving,
+            Phase::Answer => false,
         }
-        registry.asked == Some(self.id)
     }
 
     /// Gives the connection's place back.
     pub fn release(&self) {
         let mut registry = self.lock();
-        if registry.get(self.id).is_some() {
-            registry.connections[self.id.index] = None;
-            registry.free.push(self.id.index);
-            registry.changed(self.id);
+        if registry.get(self.id).is_none() {
+            return;
         }
+        let index = self.id.index;
+        let connection = registry.connections[index].take();
+        registry.leaving -= usize::from(connection.is_some_and(|connection| connection.leaving));
+        registry.free.push(index);
+        registry.wake_listener();
     }
 
     fn lock(&self) -> MutexGuard<'_, Registry> {
@@ -161,22 +198,19 @@ impl Slot {
 }
 
 impl Registry {
-    fn next(&mut self) -> u64 {
-        self.sequence += 1;
-        self.sequence
-    }
-
-    fn open(&self) -> usize {
-        self.connections.len() - self.free.len()
+    fn is_full(&self) -> bool {
+        self.connections.len() - self.free.len() - self.leaving >= MAX_CONNECTIONS
     }
 
     fn insert(&mut self) -> Id {
-        let number = self.next();
+        self.count += 1;
+        let number = self.count;
         let connection = Some(Connection {
             number,
             phase: Phase::Head,
             trusted: false,
-            since: number,
+            since: Instant::now(),
+            leaving: false,
             // Its task is yet to be polled for the first time, which needs no waking.
             waker: Waker::noop().clone(),
         });
@@ -195,43 +229,47 @@ impl Registry {
         connection.filter(|connection| connection.number == id.number)
     }
 
-    /// Asks one connection to make room, unless one has been asked already or none can.
-    fn ask(&mut self) {
-        if self.asked.is_some() {
-            return;
+    /// Tells the connection that is first in order to leave; whether there is one that can.
+    fn dismiss(&mut self) -> bool {
+        if self.leaving >= MAX_LEAVING {
+            return false;
         }
-        let open = self.connections.iter().enumerate();
-        let first = open
-            .filter_map(|(index, connection)| Some((index, connection.as_ref()?)))
-            .filter(|(_, connection)| connection.phase != Phase::Answer)
-            .min_by_key(|(_, connection)| (connection.phase, connection.trusted, connection.since));
-        if let Some((index, connection)) = first {
-            let number = connection.number;
-            connection.waker.wake_by_ref();
-            self.asked = Some(Id { index, number });
-        }
+        let open = self.connections.iter_mut().flatten();
+        let waiting = open.filter_map(|connection| Some((connection.order()?, connection)));
+        let Some((_, first)) = waiting.min_by_key(|(order, _)| *order) else {
+            return false;
+        };
+        first.leaving = true;
+        first.waker.wake_by_ref();
+        self.leaving += 1;
+        true
     }
 
     /// From now on the connection waits for something else, unless it is gone.
-    fn wait(&mut self, id: Id, phase: Phase, waker: Option<&Waker>) {
-        let since = self.next();
+    fn wait(&mut self, id: Id, phase: Phase) {
         if let Some(connection) = self.get(id) {
             connection.phase = phase;
-            connection.since = since;
-            if let Some(waker) = waker {
-                connection.waker.clone_from(waker);
-            }
-            self.changed(id);
+            connection.since = Instant::now();
+            self.wake_listener();
         }
     }
 
-    /// What the connection was asked for is void, and the listener has to look again.
-    fn changed(&mut self, id: Id) {
-        if self.asked == Some(id) {
-            self.asked = None;
-        }
+    fn wake_listener(&mut self) {
         if let Some(listener) = self.listener.take() {
             listener.wake();
+        }
+    }
+}
+
+impl Connection {
+    /// Its place in the order in which connections leave: strangers first, and of these the one
+    /// that has waited longest; none if it need not leave, or does already.
+    fn order(&self) -> Option<(bool, Instant)> {
+        match self.phase {
+            _ if self.leaving => None,
+            Phase::Head => Some((self.trusted, self.since)),
+            Phase::Body => Some((self.trusted, self.since + BODY_ALLOWANCE)),
+            Phase::Answer => None,
         }
     }
 }
@@ -262,30 +300,47 @@ mod tests {
         Accept,
         HeadReceived(usize),
         BodyReceived(usize),
-        Answered(usize),
-        Accepted(usize),
-        /// It looks whether it has been asked, and if so makes room.
-        Looks(usize),
-        Closes(usize),
+        BeginAnswer(usize),
+        EventAccepted(usize),
+        /// It looks whether it has to close, and if so does.
+        Look(usize),
+        Close(usize),
     }
 
     /// A connection as the test knows it.
     struct Known {
         slot: Slot,
         woken: Arc<Woken>,
-        order: (Phase, bool, usize),
+        phase: Phase,
+        trusted: bool,
+        leaving: bool,
+    }
+
+    impl Known {
+        fn can_leave(&self) -> bool {
+            !self.leaving && self.phase != Phase::Answer
+        }
+
+        fn order(&self) -> (bool, Instant) {
+            let mut registry = self.slot.lock();
+            let since = registry.get(self.slot.id).expect("it is open").since;
+            match self.phase {
+                Phase::Body => (self.trusted, since + BODY_ALLOWANCE),
+                _ => (self.trusted, since),
+            }
+        }
     }
 
     fn step() -> impl Strategy<Value = Step> {
-        let which = || 0_usize..8;
+        let which = || 0_usize..100;
         prop_oneof![
-            4 => Just(Step::Accept),
+            6 => Just(Step::Accept),
             2 => which().prop_map(Step::HeadReceived),
             2 => which().prop_map(Step::BodyReceived),
-            3 => which().prop_map(Step::Answered),
-            1 => which().prop_map(Step::Accepted),
-            3 => which().prop_map(Step::Looks),
-            1 => which().prop_map(Step::Closes),
+            3 => which().prop_map(Step::BeginAnswer),
+            1 => which().prop_map(Step::EventAccepted),
+            2 => which().prop_map(Step::Look),
+            1 => which().prop_map(Step::Close),
         ]
     }
 
@@ -301,11 +356,11 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Whatever happens in whatever order: the connection that is asked is the first of those
-        /// that wait, never one whose request is being worked on; it is woken, and asked no more
-        /// once it waits for something else; and no place is lost or given twice.
+        /// Whatever happens in whatever order: the connection that is told to leave is the first
+        /// in order of those that wait for their clients, it is woken, and it has to close as soon
+        /// as it waits; nobody else does; and no place is lost or given twice.
         #[test]
-        fn the_longest_waiting_stranger_makes_room(steps in vec(step(), 0..200)) {
+        fn the_longest_waiting_stranger_leaves(steps in vec(step(), 0..300)) {
             let admission = Arc::new(Admission::default());
             let listener = Arc::new(Woken::default());
             // All but four places are held by requests that are being worked on.
@@ -315,109 +370,115 @@ mod tests {
             busy.iter().for_each(Slot::body_received);
             let mut known: Vec<Known> = Vec::new();
             let mut waits = false;
-            let mut asked = None;
-            for (time, step) in steps.into_iter().enumerate() {
-                let at = |which: usize| {
-                    let at = which.checked_rem(known.len())?;
-                    if asked != Some(known[at].slot.id) {
-                        known[at].woken.0.store(false, Relaxed);
-                    }
-                    Some(at)
-                };
+            for step in steps {
+                let at = |which: usize| which.checked_rem(known.len());
                 match step {
                     Step::Accept => waits = true,
                     Step::HeadReceived(which) => if let Some(at) = at(which) {
                         known[at].slot.head_received();
-                        known[at].order = (Phase::Body, known[at].order.1, time);
+                        known[at].phase = Phase::Body;
                     },
                     Step::BodyReceived(which) => if let Some(at) = at(which) {
                         known[at].slot.body_received();
-                        known[at].order = (Phase::Answer, known[at].order.1, time);
+                        known[at].phase = Phase::Answer;
                     },
-                    Step::Answered(which) => if let Some(at) = at(which) {
-                        let waker = Waker::from(Arc::clone(&known[at].woken));
-                        let by_a_handler = known[at].slot.begin_answer(&waker);
-                        prop_assert_eq!(by_a_handler, known[at].order.0 != Phase::Head);
-                        if !by_a_handler { continue; }
-                        known[at].order = (Phase::Head, known[at].order.1, time);
+                    Step::BeginAnswer(which) => if let Some(at) = at(which) {
+                        let by_handler = known[at].slot.begin_answer();
+                        prop_assert_eq!(by_handler, known[at].phase != Phase::Head);
+                        known[at].phase = Phase::Head;
                     },
-                    Step::Accepted(which) => if let Some(at) = at(which) {
+                    Step::EventAccepted(which) => if let Some(at) = at(which) {
                         known[at].slot.event_accepted();
-                        known[at].order.1 = true;
+                        known[at].trusted = true;
                     },
-                    Step::Looks(which) => if let Some(at) = at(which) {
+                    Step::Look(which) => if let Some(at) = at(which) {
                         let waker = Waker::from(Arc::clone(&known[at].woken));
-                        let is_asked = known[at].slot.is_asked(&waker);
-                        prop_assert_eq!(is_asked, asked == Some(known[at].slot.id));
-                        if is_asked {
+                        let closes = known[at].slot.has_to_close(&waker);
+                        let expected = known[at].leaving && known[at].phase != Phase::Answer;
+                        prop_assert_eq!(closes, expected);
+                        if closes {
                             known.remove(at).slot.release();
                         }
                     },
-                    Step::Closes(which) => if let Some(at) = at(which) {
+                    Step::Close(which) => if let Some(at) = at(which) {
                         let closed = known.remove(at);
                         closed.slot.release();
                         closed.slot.release();
-                        prop_assert!(!closed.slot.is_asked(Waker::noop()));
+                        closed.slot.body_received();
+                        prop_assert_eq!(closed.slot.phase(), Phase::Head);
                     },
                 }
                 // The listener is polled when it begins to wait, and when it is woken.
                 if waits && (matches!(step, Step::Accept) || listener.0.load(Relaxed)) {
-                    let before = admission.lock().asked;
-                    let first = known
-                        .iter()
-                        .filter(|known| known.order.0 != Phase::Answer)
-                        .min_by_key(|known| known.order);
+                    let leaving = known.iter().filter(|known| known.leaving).count();
+                    let full = known.len() - leaving == 4;
+                    prop_assert_eq!(admission.is_full(), full);
+                    let waiting = known.iter_mut().filter(|known| known.can_leave());
+                    let first = waiting.min_by_key(|known| known.order());
                     let slot = admit(&admission, &listener);
-                    let now = admission.lock().asked;
-                    prop_assert_eq!(slot.is_some(), known.len() < 4);
-                    if slot.is_none() && before.is_none() {
-                        prop_assert_eq!(now, first.map(|first| first.slot.id));
+                    let dismissed = full && leaving < MAX_LEAVING && first.is_some();
+                    prop_assert_eq!(slot.is_some(), !full || dismissed);
+                    if let Some(first) = first.filter(|_| dismissed) {
+                        first.leaving = true;
+                        prop_assert!(first.woken.0.load(Relaxed));
                     }
                     if let Some(slot) = slot {
                         waits = false;
                         let woken = Arc::new(Woken::default());
-                        let looks = slot.is_asked(&Waker::from(Arc::clone(&woken)));
-                        prop_assert!(!looks);
-                        known.push(Known { slot, woken, order: (Phase::Head, false, time) });
+                        prop_assert!(!slot.has_to_close(&Waker::from(Arc::clone(&woken))));
+                        let (phase, trusted, leaving) = (Phase::Head, false, false);
+                        known.push(Known { slot, woken, phase, trusted, leaving });
                     }
                 }
-                asked = admission.lock().asked;
-                if let Some(id) = asked {
-                    let known = known.iter().find(|known| known.slot.id == id);
-                    let known = known.expect("it is open");
-                    prop_assert!(known.order.0 != Phase::Answer);
-                    prop_assert!(known.woken.0.load(Relaxed));
-                }
                 for known in &known {
-                    prop_assert_eq!(known.slot.phase(), known.order.0);
+                    prop_assert_eq!(known.slot.phase(), known.phase);
+                    prop_assert_eq!(known.slot.is_leaving(), known.leaving);
+                    prop_assert_eq!(known.woken.0.load(Relaxed), known.leaving);
                 }
-                let open = admission.lock().open();
+                let registry = admission.lock();
+                let open = registry.connections.iter().flatten().count();
                 prop_assert_eq!(open, busy.len() + known.len());
-                prop_assert_eq!(admission.is_full(), known.len() == 4);
+                prop_assert_eq!(registry.connections.len() - registry.free.len(), open);
             }
         }
     }
 
     #[test]
-    fn a_descriptor_that_is_needed_makes_the_first_in_order_make_room() {
+    fn strangers_leave_before_a_connection_that_had_an_event_accepted() {
         let admission = Arc::new(Admission::default());
         let listener = Arc::new(Woken::default());
-        let slots = [(); 3].map(|()| admit(&admission, &listener));
-        let [Some(trusted), Some(first), Some(second)] = slots else {
+        let slots = [(); 4].map(|()| admit(&admission, &listener));
+        let [Some(trusted), Some(first), Some(second), Some(busy)] = slots else {
             unreachable!("there are more places than these")
         };
         trusted.event_accepted();
-        for _ in 0..2 {
-            admission.make_room();
-            assert!(first.is_asked(Waker::noop()));
-            assert!(!second.is_asked(Waker::noop()));
-        }
-        first.release();
-        admission.make_room();
-        assert!(second.is_asked(Waker::noop()));
         second.head_received();
-        assert!(!second.is_asked(Waker::noop()));
+        busy.body_received();
+        for next in [&first, &second, &trusted] {
+            assert!(!next.has_to_close(Waker::noop()));
+            admission.make_room();
+            assert!(next.has_to_close(Waker::noop()));
+        }
         admission.make_room();
-        assert!(trusted.is_asked(Waker::noop()));
+        assert!(!busy.is_leaving());
+    }
+
+    #[test]
+    fn at_the_end_every_connection_that_waits_for_a_head_closes() {
+        let admission = Arc::new(Admission::default());
+        let listener = Arc::new(Woken::default());
+        let slots = [(); 3].map(|()| admit(&admission, &listener));
+        let [Some(head), Some(body), Some(answer)] = slots else {
+            unreachable!("there are more places than these")
+        };
+        body.head_received();
+        answer.body_received();
+        let woken = Arc::new(Woken::default());
+        assert!(!head.has_to_close(&Waker::from(Arc::clone(&woken))));
+        admission.stop();
+        assert!(woken.0.load(Relaxed));
+        assert!(head.has_to_close(Waker::noop()));
+        assert!(!body.has_to_close(Waker::noop()));
+        assert!(!answer.has_to_close(Waker::noop()));
     }
 }

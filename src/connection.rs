@@ -61,7 +61,7 @@ pub struct Connection {
     drained: bool,
     /// Whether the client has shut down its sending half.
     ended: bool,
-    /// Whether the connection has made room for another. Then it only ends.
+    /// Whether the connection has left to make room for another. Then it only ends.
     evicted: bool,
     last_answer: Option<Instant>,
     deadline: Instant,
@@ -110,7 +110,7 @@ impl Connection {
             };
             self.timer.as_mut().reset(next);
         }
-        if !self.slot.is_asked(cx.waker()) {
+        if !self.slot.has_to_close(cx.waker()) {
             return Poll::Pending;
         }
         if has_read {
@@ -225,7 +225,7 @@ impl AsyncWrite for Connection {
         let is_answer = bytes != CONTINUE;
         if is_answer {
             // Before it is written: a client that does not take it makes room, too.
-            let by_handler = this.slot.begin_answer(cx.waker());
+            let by_handler = this.slot.begin_answer();
             if !by_handler && bytes.starts_with(b"HTTP/1.1 4") {
                 // hyper itself answers what it cannot parse.
                 this.report.not_http(this.not_http_reason());
@@ -261,8 +261,10 @@ impl AsyncWrite for Connection {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         ready!(Pin::new(this.stream.get_mut()).poll_shutdown(cx))?;
-        let Some(last_answer) = this.last_answer else {
-            return Poll::Ready(Ok(()));
+        let last_answer = match this.last_answer {
+            // A new connection waits for its place.
+            Some(last_answer) if !this.slot.is_leaving() => last_answer,
+            _ => return Poll::Ready(Ok(())),
         };
         this.deadline = last_answer + LINGER;
         let mut discarded = [0; MAX_READ_BYTES];

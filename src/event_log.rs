@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::body::Reservation;
+use crate::body::{MAX_LARGE_BODIES, Reservation, SMALL_BODY_BYTES};
 use crate::refusal::Refusal;
 use crate::report::Report;
 use crate::stdout::{Stdout, Written};
@@ -33,7 +33,7 @@ pub const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most bytes that a pipe takes as one piece, whoever else writes to it: on Linux 4,096.
 pub const PIPE_BUF: usize = 4096;
 
-/// How many events may wait for stdout: one of each connection.
+/// How many small events may wait for stdout: one of each connection.
 const MAX_QUEUED_EVENTS: usize = 1024;
 
 /// How many bytes of memory are kept for the next batch.
@@ -42,7 +42,9 @@ const MAX_KEPT_BYTES: usize = 64 * 1024;
 /// Where verified events go.
 #[derive(Debug)]
 pub struct EventLog {
-    queue: mpsc::Sender<Entry>,
+    small: mpsc::Sender<Entry>,
+    /// Events over [`SMALL_BODY_BYTES`], which are written only when no small one waits.
+    large: mpsc::Sender<Entry>,
 }
 
 /// The task that writes. It ends when its [`EventLog`] is dropped, or when no event can be written
@@ -85,9 +87,10 @@ impl EventLog {
     /// Starts the task that writes to `out`; must be called in a tokio runtime.
     #[must_use]
     pub fn start(out: Stdout, report: Arc<Report>) -> (Self, WriterTask) {
-        let (queue, entries) = mpsc::channel(MAX_QUEUED_EVENTS);
-        let task = tokio::spawn(write_events(out, entries, report));
-        (Self { queue }, WriterTask { task })
+        let (small, small_entries) = mpsc::channel(MAX_QUEUED_EVENTS);
+        let (large, large_entries) = mpsc::channel(MAX_LARGE_BODIES);
+        let task = tokio::spawn(write_events(out, small_entries, large_entries, report));
+        (Self { small, large }, WriterTask { task })
     }
 
     /// Writes an event's line to stdout; returns once its last byte is written. Until then the
@@ -102,6 +105,8 @@ impl EventLog {
         reservation: Option<Reservation>,
     ) -> Result<(), Refusal> {
         let (outcome, written) = oneshot::channel();
+        let is_small = event.body().len() <= SMALL_BODY_BYTES;
+        let queue = if is_small { &self.small } else { &self.large };
         let entry = Entry {
             event,
             outcome,
@@ -110,7 +115,7 @@ impl EventLog {
         let write = async {
             // The task ends before the event log only if stdout has no reader any more.
             let ended = ErrorKind::BrokenPipe;
-            self.queue.send(entry).await.map_err(|_| ended)?;
+            queue.send(entry).await.map_err(|_| ended)?;
             written.await.map_err(|_| ended)?
         };
         match timeout(WRITE_TIMEOUT, write).await {
@@ -137,7 +142,8 @@ fn died() -> io::Error {
 
 async fn write_events(
     mut out: Stdout,
-    mut entries: mpsc::Receiver<Entry>,
+    mut small: mpsc::Receiver<Entry>,
+    mut large: mpsc::Receiver<Entry>,
     report: Arc<Report>,
 ) -> io::Result<()> {
     let mut buffer = Buffer::default();
@@ -147,13 +153,16 @@ async fn write_events(
     loop {
         // The rest of a line is tried again only when there is another line to write.
         if buffer.waiting() == 0 {
-            match entries.recv().await {
-                Some(entry) => buffer.push(entry),
-                None => break,
-            }
+            let entry = tokio::select! {
+                biased;
+                Some(entry) = small.recv() => entry,
+                Some(entry) = large.recv() => entry,
+                else => break,
+            };
+            buffer.push(entry);
         }
         while buffer.bytes.len() < PIPE_BUF {
-            match entries.try_recv() {
+            match small.try_recv() {
                 Ok(entry) => buffer.push(entry),
                 Err(_) => break,
             }

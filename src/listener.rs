@@ -49,8 +49,13 @@ impl Listener {
             bound => bound,
         }
         .map_err(|error| {
-            let problem =
-                format!("PORT {port} cannot be listened on: {error}; set PORT to a free one");
+            let remedy = match error.kind() {
+                io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied => {
+                    "; set PORT to a free one"
+                }
+                _ => "",
+            };
+            let problem = format!("PORT {port} cannot be listened on: {error}{remedy}");
             io::Error::new(error.kind(), problem)
         })?;
         let address = socket.local_addr()?;
@@ -64,6 +69,11 @@ impl Listener {
             report,
             last_warning: None,
         })
+    }
+
+    /// The registry of the connections that it accepts.
+    pub(crate) fn admission(&self) -> Arc<Admission> {
+        Arc::clone(&self.admission)
     }
 
     fn warn_throttled(&mut self, error: &io::Error) {

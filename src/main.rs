@@ -47,8 +47,8 @@ async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
     let shutdown = ShutdownSignal::new()?;
     let previous_secret = config.previous_secret.as_ref();
     let report = Arc::new(Report::new(previous_secret.is_some()));
-    let (log, writer) = EventLog::start(Stdout::open()?, Arc::clone(&report));
     let listener = Listener::bind(config.port, Arc::clone(&report))?;
+    let (log, writer) = EventLog::start(Stdout::open()?, Arc::clone(&report));
     let router = router(AppState {
         verifier: Verifier::new(&config.secret, previous_secret),
         log,

@@ -46,7 +46,7 @@ async fn receive(State(state): State<Arc<AppState>>, request: Request) -> Respon
             if let Some(slot) = slot(&head) {
                 slot.event_accepted();
             }
-            "OK".into_response()
+            answer("OK", &head, true)
         }
         Err(refusal) => refuse(&state, refusal, &head, body).await,
     }
@@ -121,9 +121,16 @@ fn request_id(head: &Parts) -> Option<&HeaderValue> {
 /// rest that is there already is discarded; otherwise the connection is closed.
 async fn refuse(state: &AppState, refusal: Refusal, head: &Parts, mut body: Body) -> Response {
     state.report.refused(refusal, request_id(head));
-    let mut response = refusal.into_response();
     let is_withheld = head.headers.contains_key(header::EXPECT);
-    if is_withheld || !body::discard(&mut body).await {
+    let keep_alive = !is_withheld && body::discard(&mut body).await;
+    answer(refusal, head, keep_alive)
+}
+
+/// A response, after which the connection is closed unless it can be kept alive and need not make
+/// room for another.
+fn answer(response: impl IntoResponse, head: &Parts, keep_alive: bool) -> Response {
+    let mut response = response.into_response();
+    if !keep_alive || slot(head).is_some_and(Slot::is_leaving) {
         response
             .headers_mut()
             .insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::Router;
 use tokio::sync::oneshot;
-use tokio::time::{interval, timeout};
+use tokio::time::{interval, sleep, timeout};
 use tracing::{info, warn};
 
 use crate::admission::Slot;
@@ -18,7 +18,10 @@ use crate::report::Report;
 /// to arrive, shorter than the 30 s after which Heroku kills ("Dyno shutdown behavior").
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(18);
 
-/// How long they may take once no event can be written: each of them is answered 503.
+/// How long the head of a request that has begun to arrive may still take: a few round trips.
+const HEAD_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long requests in flight may take once no event can be written: each of them is answered 503.
 const FAILED_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a write that is under way may take once every request is answered.
@@ -37,6 +40,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> io::Result<()> {
     let (stop, stopped) = oneshot::channel::<()>();
+    let admission = listener.admission();
     let service = router.into_make_service_with_connect_info::<Slot>();
     let server = axum::serve(listener, service).with_graceful_shutdown(async {
         let _ = stopped.await;
@@ -63,6 +67,10 @@ pub async fn serve(
         }
     };
     let _ = stop.send(());
+    tokio::spawn(async move {
+        sleep(HEAD_DRAIN_TIMEOUT).await;
+        admission.stop();
+    });
     let drained = timeout(drain_timeout, server).await.is_ok();
     let result = if let Some(failure) = failure {
         failure

@@ -13,6 +13,8 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 #[cfg(target_os = "linux")]
 use tokio::net::unix::pipe;
+#[cfg(target_os = "linux")]
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
@@ -55,6 +57,10 @@ impl Stdout {
         let file: File = io::stdout().as_fd().try_clone_to_owned()?.into();
         #[cfg(windows)]
         let file: File = io::stdout().as_handle().try_clone_to_owned()?.into();
+        // Over a limit of its file's size a write then fails, instead of the signal SIGXFSZ ending
+        // the process.
+        #[cfg(target_os = "linux")]
+        drop(signal(SignalKind::from_raw(25))?);
         // std opens the null device where stdout is closed at the start.
         if is_null_device(&file) {
             warn!(

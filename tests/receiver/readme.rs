@@ -115,6 +115,7 @@ fn troubleshooting_explains_every_reason() {
         Refusal::AsymmetricSignature,
         Refusal::MultipleSignatures,
         Refusal::IncompleteBody,
+        Refusal::TooManyChunks,
         Refusal::BodyTooLarge,
         Refusal::TooManyLargeBodies,
         Refusal::NotFound,
@@ -149,6 +150,7 @@ fn troubleshooting_explains_every_reason() {
                 | V::ChecksumMismatch,
             )
             | Refusal::IncompleteBody
+            | Refusal::TooManyChunks
             | Refusal::BodyTooLarge
             | Refusal::TooManyLargeBodies
             | Refusal::NotFound
