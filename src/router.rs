@@ -18,6 +18,10 @@ use crate::refusal::Refusal;
 use crate::report::Report;
 use crate::verify::Verifier;
 
+/// A connection on which a request with more headers is refused is closed: hyper would keep the
+/// memory that they took.
+const MAX_KEPT_HEADERS: usize = 32;
+
 /// What the route needs.
 #[derive(Debug)]
 pub struct AppState {
@@ -122,7 +126,8 @@ fn request_id(head: &Parts) -> Option<&HeaderValue> {
 async fn refuse(state: &AppState, refusal: Refusal, head: &Parts, mut body: Body) -> Response {
     state.report.refused(refusal, request_id(head));
     let is_withheld = head.headers.contains_key(header::EXPECT);
-    let keep_alive = !is_withheld && body::discard(&mut body).await;
+    let is_kept = head.headers.len() <= MAX_KEPT_HEADERS && !is_withheld;
+    let keep_alive = is_kept && body::discard(&mut body).await;
     answer(refusal, head, keep_alive)
 }
 

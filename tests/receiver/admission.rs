@@ -43,6 +43,69 @@ fn a_new_sender_is_answered_at_once_though_every_connection_was_answered_200_and
     assert_served(receiver.address, AT_ONCE);
 }
 
+/// Sends a request on each connection whenever its answer has come, and connects again those that
+/// are closed, until `over`.
+fn ask_all_the_time(address: SocketAddr, over: &AtomicBool) -> usize {
+    let connect = || {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.write_all(GET).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        stream
+    };
+    let mut streams: Vec<_> = (0..PLACES + 6).map(|_| connect()).collect();
+    let mut answers = 0;
+    while !over.load(Relaxed) {
+        for stream in &mut streams {
+            match stream.read(&mut [0; 1024]) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Ok(1..) if stream.write_all(GET).is_ok() => answers += 1,
+                _ => *stream = connect(),
+            }
+        }
+    }
+    answers
+}
+
+#[test]
+fn new_senders_are_answered_though_every_connection_has_a_request_all_the_time() {
+    many_descriptors();
+    let receiver = Receiver::start();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let ends = Ends(&over);
+        let strangers = scope.spawn(|| ask_all_the_time(receiver.address, &over));
+        // All places are taken once nobody has to wait for a first answer any more.
+        thread::sleep(Duration::from_secs(1));
+        for _ in 0..8 {
+            assert_served(receiver.address, Duration::from_secs(4));
+        }
+        drop(ends);
+        let answers = strangers.join().unwrap();
+        assert!(answers > 5 * PLACES, "{answers}");
+    });
+}
+
+#[test]
+fn a_sender_that_has_just_connected_outlasts_bodies_of_a_captured_token_that_do_not_come() {
+    many_descriptors();
+    let receiver = Receiver::start();
+    let half = [captured("Content-Length: 500"), b"{".to_vec()].concat();
+    let stranger = || {
+        let mut client = receiver.client();
+        client.send(&half);
+        client
+    };
+    let mut held: Vec<_> = (0..PLACES).map(|_| stranger()).collect();
+    // Longer than a body may come behind its head.
+    thread::sleep(Duration::from_millis(300));
+    assert_served(receiver.address, AT_ONCE);
+    for _ in 0..20 {
+        let mut sender = receiver.client();
+        held.extend((0..30).map(|_| stranger()));
+        sender.ask(&event(EVENT)).assert_ok();
+    }
+}
+
 #[test]
 fn new_senders_are_answered_while_100_strangers_a_second_come_and_stay() {
     many_descriptors();

@@ -9,6 +9,21 @@ use crate::helpers::{Client, EVENT, GET, Receiver, SOON, chunked, event, numbere
 const AT_ONCE: Duration = Duration::from_secs(1);
 
 #[test]
+fn an_event_may_come_byte_by_byte_and_a_longer_body_in_no_more_chunks_than_it_needs() {
+    let receiver = Receiver::start();
+    let mut client = receiver.client();
+    client.ask(&chunked(EVENT, 1, "")).assert_ok();
+    let long = vec![b'1'; 16 * 1024];
+    client.ask(&chunked(&long, 16, "")).assert_ok();
+    let answer = client.ask(&chunked(&long, 1, ""));
+    answer.assert(400, "Could not verify request.");
+    receiver
+        .stderr
+        .wait_for(" WARN refused with 400: the body comes in too many small chunks; ");
+    assert_eq!(receiver.stop().lines(), [EVENT, &long]);
+}
+
+#[test]
 fn a_sender_that_shuts_down_its_sending_half_gets_its_200_and_then_the_end() {
     let receiver = Receiver::start();
     thread::scope(|scope| {

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::helpers::{
-    Client, EVENT, PLACES, Receiver, chunked, chunked_head, event, many_descriptors, post,
+    Client, EVENT, Flood, PLACES, Receiver, chunked, chunked_head, event, many_descriptors, post,
 };
 
 /// The largest head, in bytes, as the README promises.
@@ -236,6 +236,26 @@ fn memory_stays_under_64_mib_whatever_clients_without_the_secret_send() {
     assert!(most < 64 * 1024, "{most} KiB");
     receiver.post(EVENT).assert_ok();
     drop(clients);
+    assert_eq!(receiver.stop().lines(), [EVENT]);
+}
+
+#[test]
+fn memory_stays_under_64_mib_when_strangers_with_large_heads_come_and_go() {
+    many_descriptors();
+    let receiver = Receiver::start();
+    let headers = (0..90).map(|number| format!("h{number}: {}\r\n", "v".repeat(100)));
+    let whole = format!("GET / HTTP/1.1\r\n{}\r\n", headers.collect::<String>());
+    let half = format!("GET / HTTP/1.1\r\nHost: a\r\nA: {}", "a".repeat(16_200));
+    let shape = whole + &half;
+    let flood = Flood {
+        address: receiver.address,
+        rate: 10_000,
+        first: shape.as_bytes(),
+    };
+    flood.during(|| thread::sleep(Duration::from_secs(2)));
+    let (_, most) = receiver.memory();
+    assert!(most < 64 * 1024, "{most} KiB");
+    receiver.post(EVENT).assert_ok();
     assert_eq!(receiver.stop().lines(), [EVENT]);
 }
 

@@ -242,6 +242,33 @@ fn an_event_is_answered_when_its_own_bytes_are_out() {
 }
 
 #[test]
+fn a_large_event_waits_for_small_ones() {
+    let (lengths, written) = mpsc::channel();
+    let (hold, let_go) = mpsc::channel();
+    block_on(async {
+        let (log, mut writer) = start(Gated { lengths, let_go });
+        let first = spawn_append(&log, b"1".to_vec());
+        tokio::task::yield_now().await;
+        assert_eq!(written.recv_timeout(SOON), Ok(2));
+        let appends = [
+            vec![b'1'; 16 * 1024 + 1],
+            vec![b'1'; 16 * 1024],
+            b"12".to_vec(),
+        ]
+        .map(|body| spawn_append(&log, body));
+        tokio::task::yield_now().await;
+        drop(hold);
+        for append in appends.into_iter().chain([first]) {
+            append.await.unwrap().unwrap();
+        }
+        drop(log);
+        writer.ended().await.unwrap();
+    });
+    let written: Vec<usize> = written.iter().filter(|length| *length > 0).collect();
+    assert_eq!(written, [16 * 1024 + 1, 3, 16 * 1024 + 2]);
+}
+
+#[test]
 fn waiting_for_a_place_in_the_queue_and_for_stdout_takes_5_s_together() {
     let (lengths, written) = mpsc::channel();
     let (_hold, let_go) = mpsc::channel();

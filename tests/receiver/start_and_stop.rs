@@ -391,6 +391,25 @@ fn a_request_in_flight_gets_its_200_whatever_signals_come() {
 }
 
 #[test]
+fn heads_that_are_not_whole_and_answers_that_are_not_read_do_not_hold_up_the_end() {
+    let receiver = Receiver::start();
+    let halves = [b"PO".as_slice(), b"\r\n", b"POST / HTTP/1.1\r\nHost: a\r\n"].map(|half| {
+        let mut client = receiver.client();
+        client.send(half);
+        client
+    });
+    let mut deaf = receiver.client();
+    let limit = Some(Duration::from_millis(300));
+    deaf.stream().set_write_timeout(limit).unwrap();
+    while deaf.try_send(&UNSIGNED.repeat(1000)).is_ok() {}
+    receiver.post(EVENT).assert_ok();
+    let stopped = receiver.stop();
+    stopped.assert_clean(Duration::from_secs(3));
+    assert_eq!(stopped.lines(), [EVENT]);
+    drop((halves, deaf));
+}
+
+#[test]
 fn idle_connections_do_not_hold_up_the_end() {
     let receiver = Receiver::start();
     let silent = receiver.client();

@@ -242,6 +242,31 @@ fn a_disk_that_fills_up_and_is_emptied_again_keeps_every_line_whole() {
 }
 
 #[test]
+fn a_file_that_may_not_grow_is_503_and_every_line_stays_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let events = folder.path().join("events.jsonl");
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "ulimit -f 40; exec \"$0\" >> \"$1\"", PROGRAM])
+        .arg(&events)
+        .envs([("DT_SIGNATURE_SECRET", "test-secret"), ("PORT", "0")])
+        .stderr(Stdio::piped());
+    let receiver = Receiver::run(command);
+    let mut posted = Vec::new();
+    while posted.last().is_none_or(|(_, status)| *status == 200) {
+        let body = numbered(posted.len(), 3000);
+        let status = post(&mut receiver.client(), &body, AT_ONCE);
+        posted.push((body, status));
+    }
+    assert!(posted.len() > 2);
+    assert_lively(&receiver);
+    stop_at_once(receiver);
+    let written = fs::read(&events).unwrap();
+    let end = written.iter().rposition(|&byte| byte == b'\n').unwrap() + 1;
+    assert_kept(&lines(&written[..end]), &posted);
+}
+
+#[test]
 fn a_line_that_an_earlier_process_left_unfinished_spoils_no_other() {
     let folder = tempfile::tempdir().unwrap();
     let events = folder.path().join("events.jsonl");
