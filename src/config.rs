@@ -287,7 +287,7 @@ mod tests {
 
     #[test]
     #[rustfmt::skip]
-    fn what_looks_wrong_with_a_secret_is_warned_of() {
+    fn what_looks_wrong_with_a_secret_causes_a_warning() {
         const SPACE: &str = "has white space around it, which is used as part of it; does the Data Connector's Signature Secret have the same?";
         const QUOTES: &str = "is in quotes, which are used as part of it; does the Data Connector's Signature Secret have the same?";
         for (secret, previous, warnings) in [

@@ -151,7 +151,7 @@ fn claims_without(name: &str) -> String {
 }
 
 #[test]
-fn the_header_may_be_in_any_case_and_on_any_place() {
+fn the_header_may_be_in_any_case_and_position() {
     let receiver = Receiver::start();
     for name in [
         "x-dt-signature",

@@ -732,7 +732,7 @@ fn each_fault_is_found_and_nothing_else() {
 }
 
 #[test]
-fn what_answers_everything_alike_is_no_receiver() {
+fn a_server_that_answers_everything_alike_fails_the_check() {
     let (accepted, refused) = (expecting("2xx"), expecting("4xx"));
     let either = expecting("2xx or 4xx");
     let all = [&accepted[..], &refused, &either].concat();
@@ -775,7 +775,7 @@ checksum in upper case          2xx or 4xx  200            either way
 }
 
 #[test]
-fn a_receiver_that_cannot_be_reached_is_said_once() {
+fn a_receiver_that_cannot_be_reached_is_reported_once() {
     let nobody = (Ipv4Addr::LOCALHOST, free_port()).into();
     let checked = check(nobody, &[]);
     assert_eq!(checked.code, Some(1), "{checked:?}");
@@ -806,7 +806,7 @@ fn a_receiver_that_cannot_be_reached_is_said_once() {
 }
 
 #[test]
-fn a_receiver_that_ends_during_the_check_is_said_once() {
+fn a_receiver_that_ends_during_the_check_is_reported_once() {
     let checked = check(receiver(Some(Fault::EndsWithoutHeader), None), &["--json"]);
     assert_eq!(checked.code, Some(1), "{checked:?}");
     let report = checked.json();

@@ -129,7 +129,7 @@ fn a_stdout_whose_reader_has_gone_is_written_to_no_more() {
 }
 
 #[test]
-fn an_event_whose_sender_gave_up_before_it_was_begun_is_not_written() {
+fn an_event_whose_sender_gave_up_before_its_turn_is_not_written() {
     let (out, taken) = Commanded::new(vec![Command::Fail(ErrorKind::WouldBlock); 40]);
     block_on(async {
         let (log, mut writer) = start(out);
@@ -150,7 +150,7 @@ fn an_event_whose_sender_gave_up_before_it_was_begun_is_not_written() {
 }
 
 #[test]
-fn of_an_event_that_failed_only_what_was_begun_is_written() {
+fn a_failed_line_is_finished_only_if_it_was_started() {
     let full = Command::Fail(ErrorKind::StorageFull);
     for (commands, expected, logged) in [
         (vec![full], "2\n", 1),

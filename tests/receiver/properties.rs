@@ -214,7 +214,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_no_token_and_no_panic(
+    fn arbitrary_bytes_are_rejected_without_a_panic(
         token in prop_oneof![
             vec(any::<u8>(), 0..300),
             r"[A-Za-z0-9_-]{0,80}\.[A-Za-z0-9_-]{0,80}\.[A-Za-z0-9_-]{0,80}"
@@ -226,7 +226,7 @@ proptest! {
 
     /// Whatever is signed, proving it does not panic.
     #[test]
-    fn any_signed_header_and_claims_are_no_panic(
+    fn any_signed_header_and_claims_cause_no_panic(
         header in r#"\{"alg":"HS256"(,"[a-z]{3}":("x"|1|null|\[\]))?\}|.{0,20}"#,
         claims in r#"\{"(exp|nbf|aud|checksum)":("[0-9a-f]{0,42}"|-?[0-9]{1,25}(e[0-9]{1,3})?|null)\}|.{0,20}"#,
     ) {

@@ -321,7 +321,7 @@ fn a_large_body_on_another_path_or_method_gets_its_answer() {
 }
 
 #[test]
-fn a_body_over_the_limit_is_refused_before_it_is_read_where_its_length_is_said() {
+fn a_body_over_the_limit_is_refused_before_it_is_read_if_its_length_is_announced() {
     for headers in [vec![], vec![("Expect", "100-continue")]] {
         let body = vec![b'1'; 1024 * 1024 + 1];
         let token = token(&body);
@@ -398,7 +398,7 @@ fn another_method_is_405_with_allow_post() {
 }
 
 #[test]
-fn a_request_id_goes_along_escaped_and_cut() {
+fn a_request_id_is_logged_escaped_and_cut() {
     let long = "a".repeat(300);
     let cases: [(&[u8], &str); 4] = [
         (

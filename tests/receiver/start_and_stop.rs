@@ -39,7 +39,7 @@ fn cannot_start(change: impl FnOnce(&mut Command) -> &mut Command) -> String {
 }
 
 #[test]
-fn a_bad_environment_is_said_in_one_line() {
+fn a_bad_environment_is_reported_in_one_line() {
     type Change = fn(&mut Command) -> &mut Command;
     let not_utf8 = std::ffi::OsStr::from_bytes(b"test-secret\xff");
     let set = "heroku config:set DT_SIGNATURE_SECRET=…";
@@ -74,7 +74,7 @@ fn a_bad_environment_is_said_in_one_line() {
 }
 
 #[test]
-fn a_port_in_use_is_said_in_one_line() {
+fn a_port_in_use_is_reported_in_one_line() {
     for taken in [
         TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)),
         TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)),
@@ -229,7 +229,7 @@ fn help_and_version_are_printed_and_another_argument_is_an_error() {
 }
 
 #[test]
-fn a_secret_that_looks_mistyped_is_warned_of_and_used_as_it_is() {
+fn a_secret_that_looks_mistyped_causes_a_warning_and_is_used_as_it_is() {
     let receiver = Receiver::start_with(|command| {
         command.env("DT_SIGNATURE_SECRET", "\"test-secret\"");
     });
@@ -337,7 +337,7 @@ fn the_procfile_runs_as_on_a_dyno() {
 }
 
 #[test]
-fn it_says_what_it_did_when_it_stops() {
+fn it_logs_its_counts_when_it_stops() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let receiver = Receiver::start();
         let port = receiver.address.port();

@@ -54,13 +54,25 @@ fn fifo_reader(path: &Path) -> File {
         .unwrap()
 }
 
-/// Holds a promise on either way in which the receiver writes, on both at once.
-fn on_a_pipe_and_on_a_fifo(test: fn(Ends)) {
+/// Holds promises on either way in which the receiver writes, all at once: most of them wait.
+fn on_a_pipe_and_on_a_fifo(tests: &[fn(Ends)]) {
     std::thread::scope(|scope| {
-        for ends in [pipe(), fifo()] {
-            scope.spawn(|| test(ends));
+        for test in tests {
+            for ends in [pipe(), fifo()] {
+                scope.spawn(|| test(ends));
+            }
         }
     });
+}
+
+#[test]
+fn what_is_promised_of_pipes_holds_whether_a_thread_writes_them_or_not() {
+    on_a_pipe_and_on_a_fifo(&[
+        a_reader_that_has_gone_ends_the_receiver,
+        a_stalled_stdout_is_503_in_time_and_recovers_by_itself,
+        a_stalled_stdout_does_not_hold_up_the_end,
+        a_reader_that_is_slow_for_a_while_costs_nothing,
+    ]);
 }
 
 fn receiver_to(stdout: impl Into<Stdio>) -> Receiver {
@@ -136,31 +148,28 @@ fn assert_kept(lines: &[&[u8]], posted: &[(Vec<u8>, u16)]) {
     }
 }
 
-#[test]
-fn a_reader_that_has_gone_ends_the_receiver() {
-    on_a_pipe_and_on_a_fifo(|(reader, writer)| {
-        let receiver = receiver_to(writer);
-        assert_eq!(post(&mut receiver.client(), EVENT, AT_ONCE), 200);
-        let mut client = receiver.client();
-        client
-            .ask(UNSIGNED)
-            .assert(400, "Could not verify request.");
-        drop(reader);
-        assert_eq!(post(&mut client, EVENT, AT_ONCE), 503);
-        let stopped = receiver.wait();
-        assert_eq!(stopped.status.code(), Some(1));
-        assert!(
-            stopped.took < Duration::from_secs(2),
-            "took {:?}",
-            stopped.took
-        );
-        let reason = Refusal::WriteFailed(io::ErrorKind::BrokenPipe).reason();
-        assert!(reason.contains("its reader has gone"));
-        let end = format!(" INFO stopped logged=1 refused=1 failed=1\nERROR {reason}\n");
-        assert!(stopped.stderr.ends_with(&end), "{}", stopped.stderr);
-        let errors = stopped.stderr.matches("ERROR").count();
-        assert_eq!(errors, 1, "{}", stopped.stderr);
-    });
+fn a_reader_that_has_gone_ends_the_receiver((reader, writer): Ends) {
+    let receiver = receiver_to(writer);
+    assert_eq!(post(&mut receiver.client(), EVENT, AT_ONCE), 200);
+    let mut client = receiver.client();
+    client
+        .ask(UNSIGNED)
+        .assert(400, "Could not verify request.");
+    drop(reader);
+    assert_eq!(post(&mut client, EVENT, AT_ONCE), 503);
+    let stopped = receiver.wait();
+    assert_eq!(stopped.status.code(), Some(1));
+    assert!(
+        stopped.took < Duration::from_secs(2),
+        "took {:?}",
+        stopped.took
+    );
+    let reason = Refusal::WriteFailed(io::ErrorKind::BrokenPipe).reason();
+    assert!(reason.contains("its reader has gone"));
+    let end = format!(" INFO stopped logged=1 refused=1 failed=1\nERROR {reason}\n");
+    assert!(stopped.stderr.ends_with(&end), "{}", stopped.stderr);
+    let errors = stopped.stderr.matches("ERROR").count();
+    assert_eq!(errors, 1, "{}", stopped.stderr);
 }
 
 #[test]
@@ -267,7 +276,7 @@ fn a_file_that_may_not_grow_is_503_and_every_line_stays_whole() {
 }
 
 #[test]
-fn a_line_that_an_earlier_process_left_unfinished_spoils_no_other() {
+fn a_line_that_an_earlier_process_left_unfinished_is_ended_before_the_next() {
     let folder = tempfile::tempdir().unwrap();
     let events = folder.path().join("events.jsonl");
     for (before, ended) in [("", ""), ("1\n", "1\n"), ("1\n{\"be", "1\n{\"be\n")] {
@@ -290,72 +299,66 @@ impl Drop for Unmount<'_> {
     }
 }
 
-#[test]
-fn a_stalled_stdout_is_503_in_time_and_recovers_by_itself() {
-    on_a_pipe_and_on_a_fifo(|(reader, writer)| {
-        let receiver = receiver_to(writer);
-        let mut posted = stall(&receiver);
-        assert_lively(&receiver);
-        // While it is stalled, many more come at once; none may hang, and none of this costs CPU time.
-        let before = receiver.cpu();
-        std::thread::scope(|scope| {
-            let receiver = &receiver;
-            let more: Vec<_> = (0..20)
-                .map(|number| {
-                    let body = numbered(1000 + number, 100);
-                    scope.spawn(move || (post(&mut receiver.client(), &body, PATIENCE), body))
-                })
-                .collect();
-            for posting in more {
-                let (status, body) = posting.join().unwrap();
-                assert_eq!(status, 503);
-                posted.push((body, status));
-            }
-        });
-        let cpu = receiver.cpu().saturating_sub(before);
-        assert!(cpu < Duration::from_millis(500), "{cpu:?}");
-        let reason = Refusal::StdoutStalled.reason();
-        assert!(
-            receiver
-                .stderr
-                .text()
-                .contains(&format!("ERROR failed with 503: {reason}\n"))
-        );
-
-        let output = Output::of(reader);
-        let body = numbered(posted.len(), 100);
-        assert_eq!(post(&mut receiver.client(), &body, PATIENCE), 200);
-        posted.push((body, 200));
-        receiver.stderr.wait_for("stdout takes events again");
-        stop_at_once(receiver);
-        assert_kept(&lines(&output.bytes()), &posted);
+fn a_stalled_stdout_is_503_in_time_and_recovers_by_itself((reader, writer): Ends) {
+    let receiver = receiver_to(writer);
+    let mut posted = stall(&receiver);
+    assert_lively(&receiver);
+    // While it is stalled, many more come at once; none may hang, and none of this costs CPU time.
+    let before = receiver.cpu();
+    std::thread::scope(|scope| {
+        let receiver = &receiver;
+        let more: Vec<_> = (0..20)
+            .map(|number| {
+                let body = numbered(1000 + number, 100);
+                scope.spawn(move || (post(&mut receiver.client(), &body, PATIENCE), body))
+            })
+            .collect();
+        for posting in more {
+            let (status, body) = posting.join().unwrap();
+            assert_eq!(status, 503);
+            posted.push((body, status));
+        }
     });
+    let cpu = receiver.cpu().saturating_sub(before);
+    assert!(cpu < Duration::from_millis(500), "{cpu:?}");
+    let reason = Refusal::StdoutStalled.reason();
+    assert!(
+        receiver
+            .stderr
+            .text()
+            .contains(&format!("ERROR failed with 503: {reason}\n"))
+    );
+
+    let output = Output::of(reader);
+    let body = numbered(posted.len(), 100);
+    assert_eq!(post(&mut receiver.client(), &body, PATIENCE), 200);
+    posted.push((body, 200));
+    receiver.stderr.wait_for("stdout takes events again");
+    stop_at_once(receiver);
+    assert_kept(&lines(&output.bytes()), &posted);
 }
 
-#[test]
-fn a_stalled_stdout_does_not_hold_up_the_end() {
-    on_a_pipe_and_on_a_fifo(|(reader, writer)| {
-        let receiver = receiver_to(writer);
-        let posted = stall(&receiver);
-        // One that waits for stdout when the signal comes: it gets its answer first.
-        let mut client = receiver.client();
-        client.send(&event(b"{}"));
-        // Answers on later connections show that it has been read.
-        assert_lively(&receiver);
-        receiver.signal(Signal::SIGTERM);
-        client.answer().assert(503, "Could not log the event.");
-        let stopped = receiver.wait();
-        stopped.assert_clean(Duration::from_secs(3));
-        assert!(
-            stopped.stderr.contains("stdout is stalled"),
-            "{}",
-            stopped.stderr
-        );
-        let written = all_of(reader);
-        let end = written.iter().rposition(|&byte| byte == b'\n').unwrap() + 1;
-        let posted: Vec<_> = posted.into_iter().chain([(b"{}".to_vec(), 503)]).collect();
-        assert_kept(&lines(&written[..end]), &posted);
-    });
+fn a_stalled_stdout_does_not_hold_up_the_end((reader, writer): Ends) {
+    let receiver = receiver_to(writer);
+    let posted = stall(&receiver);
+    // One that waits for stdout when the signal comes: it gets its answer first.
+    let mut client = receiver.client();
+    client.send(&event(b"{}"));
+    // Answers on later connections show that it has been read.
+    assert_lively(&receiver);
+    receiver.signal(Signal::SIGTERM);
+    client.answer().assert(503, "Could not log the event.");
+    let stopped = receiver.wait();
+    stopped.assert_clean(Duration::from_secs(3));
+    assert!(
+        stopped.stderr.contains("stdout is stalled"),
+        "{}",
+        stopped.stderr
+    );
+    let written = all_of(reader);
+    let end = written.iter().rposition(|&byte| byte == b'\n').unwrap() + 1;
+    let posted: Vec<_> = posted.into_iter().chain([(b"{}".to_vec(), 503)]).collect();
+    assert_kept(&lines(&written[..end]), &posted);
 }
 
 fn all_of(mut reader: File) -> Vec<u8> {
@@ -364,35 +367,32 @@ fn all_of(mut reader: File) -> Vec<u8> {
     bytes
 }
 
-#[test]
-fn a_reader_that_is_slow_for_a_while_costs_nothing() {
-    on_a_pipe_and_on_a_fifo(|(reader, writer)| {
-        // As a parent does that shares the pipe: then the receiver's writes get "try again".
-        let flags = OFlag::from_bits_retain(fcntl(writer.as_fd(), FcntlArg::F_GETFL).unwrap());
-        fcntl(writer.as_fd(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).unwrap();
-        let receiver = receiver_to(writer);
-        let bodies: Vec<_> = (0..40).map(|number| numbered(number, 20_000)).collect();
-        std::thread::scope(|scope| {
-            let mut client = receiver.client();
-            let posting = &bodies;
-            scope.spawn(move || {
-                for body in posting {
-                    assert_eq!(post(&mut client, body, PATIENCE), 200);
-                }
-            });
-            let mut reader = BufReader::with_capacity(1000, &reader);
-            for body in &bodies {
-                let mut line = Vec::new();
-                reader.read_until(b'\n', &mut line).unwrap();
-                assert_eq!(line.strip_suffix(b"\n"), Some(body.as_slice()));
+fn a_reader_that_is_slow_for_a_while_costs_nothing((reader, writer): Ends) {
+    // As a parent does that shares the pipe: then the receiver's writes get "try again".
+    let flags = OFlag::from_bits_retain(fcntl(writer.as_fd(), FcntlArg::F_GETFL).unwrap());
+    fcntl(writer.as_fd(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).unwrap();
+    let receiver = receiver_to(writer);
+    let bodies: Vec<_> = (0..40).map(|number| numbered(number, 20_000)).collect();
+    std::thread::scope(|scope| {
+        let mut client = receiver.client();
+        let posting = &bodies;
+        scope.spawn(move || {
+            for body in posting {
+                assert_eq!(post(&mut client, body, PATIENCE), 200);
             }
         });
-        stop_at_once(receiver);
+        let mut reader = BufReader::with_capacity(1000, &reader);
+        for body in &bodies {
+            let mut line = Vec::new();
+            reader.read_until(b'\n', &mut line).unwrap();
+            assert_eq!(line.strip_suffix(b"\n"), Some(body.as_slice()));
+        }
     });
+    stop_at_once(receiver);
 }
 
 #[test]
-fn a_stdout_that_keeps_nothing_is_warned_of() {
+fn a_stdout_that_keeps_nothing_causes_a_warning() {
     let warning = "stdout is closed or the null device: accepted events are being discarded";
     let null = receiver_to(Stdio::null());
     let mut closed = Command::new("sh");

@@ -147,7 +147,7 @@ fn a_flood_of_one_kind_of_refusal_hides_no_other_kind_and_each_is_counted() {
 }
 
 #[test]
-fn the_line_that_sums_up_names_the_reasons_the_commonest_first() {
+fn the_line_that_sums_up_names_the_most_frequent_reasons_first() {
     // Where this machine is too slow to do within a second what has to be: again.
     for _ in 0..5 {
         let receiver = Receiver::start();

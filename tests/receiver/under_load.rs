@@ -153,7 +153,7 @@ fn real_events_get_in_during_a_flood_of_forgeries_which_does_not_flood_stderr() 
 }
 
 #[test]
-fn out_of_file_descriptors_it_neither_spins_nor_dies_and_serves_on() {
+fn without_file_descriptors_it_neither_spins_nor_ends_and_goes_on_serving() {
     let mut command = Command::new("sh");
     command
         .args(["-c", "ulimit -n 40; exec \"$0\"", PROGRAM])
@@ -187,7 +187,7 @@ fn out_of_file_descriptors_it_neither_spins_nor_dies_and_serves_on() {
 }
 
 #[test]
-fn out_of_memory_for_threads_it_says_so_and_does_not_start() {
+fn it_does_not_start_and_reports_why_if_there_is_no_thread() {
     let mut said = false;
     for kibibytes in (8..400).map(|mebibytes| mebibytes * 1024) {
         let limit = format!("ulimit -v {kibibytes}; ulimit -c 0; exec \"$0\"");
