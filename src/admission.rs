@@ -14,6 +14,10 @@ pub const MAX_CONNECTIONS: usize = 1024;
 /// How many connections may be leaving at once.
 const MAX_LEAVING: usize = 64;
 
+/// How many connections on which an event was accepted leave after all others. Were there more, who
+/// holds a captured request could take every place, and each new connection would leave at once.
+const MAX_TRUSTED: usize = MAX_CONNECTIONS * 3 / 4;
+
 /// How much longer a connection may wait for a body than for a head before it has to leave. The
 /// body of an event follows its head within a round trip; nobody holds a place by announcing a
 /// body.
@@ -101,7 +105,7 @@ impl Admission {
         self.lock().dismiss();
     }
 
-    /// Closes every connection that waits for a head.
+    /// From now on, a connection that waits for a head closes.
     pub fn stop(&self) {
         let mut registry = self.lock();
         registry.stopping = true;
@@ -179,6 +183,12 @@ impl Slot {
         }
     }
 
+    /// Whether the connection still has its place.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.lock().get(self.id).is_some()
+    }
+
     /// Gives the connection's place back.
     pub fn release(&self) {
         let mut registry = self.lock();
@@ -229,13 +239,19 @@ impl Registry {
         connection.filter(|connection| connection.number == id.number)
     }
 
-    /// Tells the connection that is first in order to leave; whether there is one that can.
+    /// Tells the connection that is first in order to leave; whether one can, and not too many are
+    /// leaving already.
     fn dismiss(&mut self) -> bool {
         if self.leaving >= MAX_LEAVING {
             return false;
         }
+        let trusted = self.connections.iter().flatten();
+        let trusted = trusted.filter(|connection| connection.trusted).count();
         let open = self.connections.iter_mut().flatten();
-        let waiting = open.filter_map(|connection| Some((connection.order()?, connection)));
+        let waiting = open.filter_map(|connection| {
+            let (is_trusted, since) = connection.order()?;
+            Some(((is_trusted && trusted <= MAX_TRUSTED, since), connection))
+        });
         let Some((_, first)) = waiting.min_by_key(|(order, _)| *order) else {
             return false;
         };
@@ -430,6 +446,10 @@ mod tests {
                         known.push(Known { slot, woken, phase, trusted, leaving });
                     }
                 }
+                let leaving = known.iter().filter(|known| known.leaving).count();
+                let can_admit = known.len() - leaving < 4
+                    || leaving < MAX_LEAVING && known.iter().any(Known::can_leave);
+                prop_assert!(!waits || !can_admit, "it waits although it could be admitted");
                 for known in &known {
                     prop_assert_eq!(known.slot.phase(), known.phase);
                     prop_assert_eq!(known.slot.is_leaving(), known.leaving);
@@ -461,6 +481,24 @@ mod tests {
         }
         admission.make_room();
         assert!(!busy.is_leaving());
+    }
+
+    #[test]
+    fn connections_that_had_an_event_accepted_do_not_take_every_place() {
+        let admission = Arc::new(Admission::default());
+        let listener = Arc::new(Woken::default());
+        let slots: Vec<Slot> = (0..MAX_CONNECTIONS)
+            .map(|_| admit(&admission, &listener).expect("a place"))
+            .collect();
+        for trusted in &slots[..MAX_TRUSTED] {
+            trusted.event_accepted();
+        }
+        let newcomer = admit(&admission, &listener).expect("a place");
+        assert!(slots[MAX_TRUSTED].is_leaving(), "the first stranger");
+        newcomer.event_accepted();
+        let next = admit(&admission, &listener).expect("a place");
+        assert!(slots[0].is_leaving(), "the one that has waited longest");
+        assert!(!next.is_leaving());
     }
 
     #[test]

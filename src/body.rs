@@ -21,12 +21,12 @@ pub const SMALL_BODY_BYTES: usize = 16 * 1024;
 /// How many longer bodies may be in memory at once, on their way from a socket to stdout.
 pub const MAX_LARGE_BODIES: usize = 16;
 
-/// How many chunks a body may come in, beside one for each [`MIN_CHUNK_BYTES`]. Each takes time of
-/// its own, however small it is.
-const MAX_SMALL_CHUNKS: usize = 1024;
+/// How many pieces a body may come in, chunks or reads from the socket, beside one for each
+/// [`MIN_PIECE_BYTES`]. Each takes CPU time, however small it is.
+const MAX_SMALL_PIECES: usize = 1024;
 
-/// The size in bytes from which a chunk's own length accounts for its time.
-const MIN_CHUNK_BYTES: usize = 64;
+/// The size in bytes from which a piece's own length accounts for its CPU time.
+const MIN_PIECE_BYTES: usize = 64;
 
 /// How long the rest of a refused body is waited for.
 const DISCARD_TIMEOUT: Duration = Duration::from_millis(50);
@@ -74,7 +74,7 @@ pub fn announced_length(body: &Body) -> Result<usize, Refusal> {
 ///
 /// # Errors
 /// [`Refusal::BodyTooLarge`] over [`MAX_BODY_BYTES`]; [`Refusal::TooManyLargeBodies`] if it is
-/// large and there is no place for it; [`Refusal::TooManyChunks`] if its chunks are too small;
+/// large and there is no place for it; [`Refusal::TooManyChunks`] if its pieces are too small;
 /// [`Refusal::IncompleteBody`] if it ends early.
 pub async fn read(
     body: &mut Body,
@@ -94,14 +94,14 @@ pub async fn read(
         Ok(())
     };
     make_room(&mut bytes, announced_length(body)?)?;
-    let mut chunks = 0;
+    let mut pieces = 0;
     while let Some(data) = next_data(body).await {
         // Each part is freed as soon as it is copied.
         let data = data.map_err(|_| Refusal::IncompleteBody)?;
         make_room(&mut bytes, data.len())?;
         bytes.extend_from_slice(&data);
-        chunks += 1;
-        if chunks > MAX_SMALL_CHUNKS + bytes.len() / MIN_CHUNK_BYTES {
+        pieces += 1;
+        if pieces > MAX_SMALL_PIECES + bytes.len() / MIN_PIECE_BYTES {
             return Err(Refusal::TooManyChunks);
         }
     }

@@ -7,6 +7,8 @@ use std::fmt;
 use tracing::level_filters::LevelFilter;
 use tracing::{info, warn};
 
+use crate::verify::Secret;
+
 /// What `--help` prints.
 const HELP: &str = "\
 Receives the events of a Disruptive Technologies Data Connector, verifies that they are genuine,
@@ -45,9 +47,6 @@ pub struct Config {
     /// `RUST_LOG`: which diagnostics reach stderr, `info` unless set.
     pub diagnostics: LevelFilter,
 }
-
-/// A Data Connector's Signature Secret. Never printed: `Debug` hides it and there is no `Display`.
-pub struct Secret(String);
 
 /// A variable of the environment that the receiver can't start with.
 ///
@@ -124,10 +123,10 @@ impl Config {
     fn from_lookup(
         lookup: impl Fn(&'static str) -> Result<String, VarError>,
     ) -> Result<Self, ConfigError> {
-        let secret = SECRET.read(&lookup)?.map(Secret);
+        let secret = SECRET.read(&lookup)?.map(Secret::from);
         Ok(Self {
             secret: secret.ok_or_else(|| SECRET.error("is not set".to_owned()))?,
-            previous_secret: PREVIOUS_SECRET.read(&lookup)?.map(Secret),
+            previous_secret: PREVIOUS_SECRET.read(&lookup)?.map(Secret::from),
             port: match PORT.read(&lookup)? {
                 Some(value) => value
                     .parse()
@@ -143,9 +142,8 @@ impl Config {
         })
     }
 
-    /// Logs what looks wrong with the secrets, which are used as they are all the same, and that
-    /// there are two.
-    pub fn warn(&self) {
+    /// Logs what looks wrong with the secrets, which are used as they are, and that there are two.
+    pub fn log_notes(&self) {
         for warning in self.warnings() {
             warn!("{warning}");
         }
@@ -165,7 +163,7 @@ impl Config {
             (PREVIOUS_SECRET.name, previous),
         ];
         for (name, secret) in secrets {
-            let Some(Secret(secret)) = secret else {
+            let Some(secret) = secret.map(Secret::as_str) else {
                 continue;
             };
             let is_quoted =
@@ -181,33 +179,13 @@ impl Config {
                 "{name} {problem} used as part of it; does the Data Connector's Signature Secret have the same?"
             ));
         }
-        if previous.is_some_and(|previous| previous.0 == self.secret.0) {
+        if previous.is_some_and(|previous| previous.as_str() == self.secret.as_str()) {
             warnings.push(format!(
                 "{} is the same as {}; unset it",
                 PREVIOUS_SECRET.name, SECRET.name
             ));
         }
         warnings
-    }
-}
-
-impl Secret {
-    /// The key of the HMAC: the secret's UTF-8 bytes as they are.
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8] {
-        self.0.as_bytes()
-    }
-}
-
-impl From<&str> for Secret {
-    fn from(secret: &str) -> Self {
-        Self(secret.to_owned())
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(…)")
     }
 }
 
@@ -380,10 +358,5 @@ mod tests {
                 "{error}"
             );
         }
-    }
-
-    #[test]
-    fn debug_hides_the_secret() {
-        assert_eq!(format!("{:?}", Secret::from("hush")), "Secret(…)");
     }
 }

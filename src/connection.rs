@@ -61,8 +61,8 @@ pub struct Connection {
     drained: bool,
     /// Whether the client has shut down its sending half.
     ended: bool,
-    /// Whether the connection has left to make room for another. Then it only ends.
-    evicted: bool,
+    /// Whether an answer has begun to be written, and not all of it is.
+    answering: bool,
     last_answer: Option<Instant>,
     deadline: Instant,
     /// Wakes the task at the deadline, or before it.
@@ -76,10 +76,10 @@ impl Connection {
             slot,
             report,
             read_bytes: 0,
-            opening: [0; _],
+            opening: [0; HTTP2_PREFACE.len()],
             drained: true,
             ended: false,
-            evicted: false,
+            answering: false,
             last_answer: None,
             deadline: Instant::now() + IDLE_TIMEOUT,
             timer: Box::pin(sleep(REQUEST_TIMEOUT)),
@@ -117,8 +117,7 @@ impl Connection {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        // The new connection does not wait for what hyper and the handler still do with this one.
-        self.evicted = true;
+        // The place is free before hyper and the handler have finished with this connection.
         self.slot.release();
         Poll::Ready(ErrorKind::ConnectionAborted)
     }
@@ -182,7 +181,7 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.evicted {
+        if !this.slot.is_open() {
             return Poll::Ready(Err(ErrorKind::ConnectionAborted.into()));
         }
         let mut limit = MAX_READ_BYTES;
@@ -219,18 +218,20 @@ impl AsyncWrite for Connection {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        if this.evicted {
+        if !this.slot.is_open() {
             return Poll::Ready(Err(ErrorKind::ConnectionAborted.into()));
         }
-        let is_answer = bytes != CONTINUE;
-        if is_answer {
+        let is_answer = !CONTINUE.ends_with(bytes);
+        if is_answer && !mem::replace(&mut this.answering, true) {
             // Before it is written: a client that does not take it makes room, too.
             let by_handler = this.slot.begin_answer();
-            if !by_handler && bytes.starts_with(b"HTTP/1.1 4") {
+            let is_client_error = bytes.get(..10).is_some_and(|start| start.ends_with(b" 4"));
+            if !by_handler && is_client_error {
                 // hyper itself answers what it cannot parse.
                 this.report.not_http(this.not_http_reason());
             }
-            this.read_bytes = 0;
+            // What hyper has not parsed is at least the first byte of the next request.
+            this.read_bytes = usize::from(!this.drained);
         }
         let Poll::Ready(count) = Pin::new(this.stream.get_mut()).poll_write(cx, bytes)? else {
             return this.poll_close(cx, false).map(|kind| Err(kind.into()));
@@ -238,7 +239,6 @@ impl AsyncWrite for Connection {
         if is_answer {
             let now = Instant::now();
             this.last_answer = Some(now);
-            // Bytes that hyper has not parsed are the beginning of the next request.
             this.deadline = now
                 + if this.drained {
                     IDLE_TIMEOUT
@@ -254,6 +254,8 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // hyper flushes once it has written everything.
+        self.answering = false;
         Pin::new(self.stream.get_mut()).poll_flush(cx)
     }
 
@@ -261,10 +263,8 @@ impl AsyncWrite for Connection {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         ready!(Pin::new(this.stream.get_mut()).poll_shutdown(cx))?;
-        let last_answer = match this.last_answer {
-            // A new connection waits for its place.
-            Some(last_answer) if !this.slot.is_leaving() => last_answer,
-            _ => return Poll::Ready(Ok(())),
+        let Some(last_answer) = this.last_answer else {
+            return Poll::Ready(Ok(()));
         };
         this.deadline = last_answer + LINGER;
         let mut discarded = [0; MAX_READ_BYTES];

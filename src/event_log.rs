@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::admission::MAX_CONNECTIONS;
 use crate::body::{MAX_LARGE_BODIES, Reservation, SMALL_BODY_BYTES};
 use crate::refusal::Refusal;
 use crate::report::Report;
@@ -33,8 +34,8 @@ pub const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most bytes that a pipe takes as one piece, whoever else writes to it: on Linux 4,096.
 pub const PIPE_BUF: usize = 4096;
 
-/// How many small events may wait for stdout: one of each connection.
-const MAX_QUEUED_EVENTS: usize = 1024;
+/// How many small events may wait for stdout.
+const MAX_QUEUED_EVENTS: usize = MAX_CONNECTIONS;
 
 /// How many bytes of memory are kept for the next batch.
 const MAX_KEPT_BYTES: usize = 64 * 1024;

@@ -14,9 +14,8 @@
 //! 1. [`listener`] accepts the connection, [`admission`] decides which other one makes room for it
 //!    if there are too many, and [`connection`] keeps it within its limits.
 //! 2. [`router`] takes the one `X-Dt-Signature` header of a POST on `/`.
-//! 3. [`verify::Verifier::verify_token`] verifies the token from the header alone; only then is a
-//!    byte of the body read ([`body`]), so only a holder of the secret can make the receiver buffer
-//!    one.
+//! 3. [`verify::Verifier::verify_token`] verifies the token from the header alone; only then is
+//!    the body kept ([`body`]), so only a holder of the secret can make the receiver buffer one.
 //! 4. [`verify::VerifiedToken::verify_body`] compares the body with the token's checksum. What it
 //!    returns, a [`verify::VerifiedEvent`], can be made nowhere else, and nothing else can be
 //!    logged.
@@ -30,7 +29,7 @@
 //! | a verified event, written to stdout | 200 `OK` |
 //! | anything that fails verification | 400 `Could not verify request.` |
 //! | a body over 1 MiB | 413 |
-//! | a verified event that could not be written within 5 s | 503 `Could not log the event.` |
+//! | a verified event that could not be written within 5 s, or one too many over 16 KiB | 503 `Could not log the event.` |
 //! | not POST on `/` | 405 with `Allow: POST` |
 //! | another path | 404 |
 //!

@@ -1,7 +1,10 @@
 //! The listening socket, whose connections are admitted within the limits.
 
 use std::future::poll_fn;
-use std::io;
+use std::io::{
+    self,
+    ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset},
+};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,7 +26,7 @@ const BACKLOG: u32 = 1024;
 /// How long to wait after the operating system failed to accept a connection.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(5);
 
-/// How long the warning that connections cannot be accepted is not repeated.
+/// The least time between two warnings of the same kind.
 const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Accepts connections within the limits.
@@ -33,6 +36,7 @@ pub struct Listener {
     admission: Arc<Admission>,
     report: Arc<Report>,
     last_warning: Option<Instant>,
+    last_full_warning: Option<Instant>,
 }
 
 impl Listener {
@@ -68,6 +72,7 @@ impl Listener {
             admission: Arc::default(),
             report,
             last_warning: None,
+            last_full_warning: None,
         })
     }
 
@@ -76,22 +81,23 @@ impl Listener {
         Arc::clone(&self.admission)
     }
 
-    fn warn_throttled(&mut self, error: &io::Error) {
-        if self
-            .last_warning
-            .is_none_or(|warned| warned.elapsed() >= WARN_INTERVAL)
-        {
-            self.last_warning = Some(Instant::now());
-            warn!("cannot accept connections: {error}; is the limit of open files too low?");
-        }
-    }
-
-    async fn admit(&self) -> Slot {
+    async fn admit(&mut self) -> Slot {
         if self.admission.is_full() {
+            warn_throttled(
+                &mut self.last_full_warning,
+                "too many connections; those that have waited longest for their clients are closed",
+            );
             // Lets the runtime learn what has arrived on the other connections.
             yield_now().await;
         }
         poll_fn(|cx| self.admission.poll_admit(cx)).await
+    }
+}
+
+fn warn_throttled(last: &mut Option<Instant>, warning: &str) {
+    if last.is_none_or(|last| last.elapsed() >= WARN_INTERVAL) {
+        *last = Some(Instant::now());
+        warn!("{warning}");
     }
 }
 
@@ -121,8 +127,17 @@ impl axum::serve::Listener for Listener {
                     let connection = Connection::new(stream, slot, Arc::clone(&self.report));
                     return (connection, address);
                 }
+                // Of one connection, not of the socket.
+                Err(error)
+                    if [ConnectionAborted, ConnectionReset, ConnectionRefused]
+                        .contains(&error.kind()) => {}
                 Err(error) => {
-                    self.warn_throttled(&error);
+                    warn_throttled(
+                        &mut self.last_warning,
+                        &format!(
+                            "cannot accept connections: {error}; is the limit of open files too low?"
+                        ),
+                    );
                     self.admission.make_room();
                     sleep(ACCEPT_BACKOFF).await;
                 }

@@ -43,7 +43,7 @@ fn start() -> Result<(), Box<dyn Error>> {
 }
 
 async fn run(config: &Config) -> Result<(), Box<dyn Error>> {
-    config.warn();
+    config.log_notes();
     let shutdown = ShutdownSignal::new()?;
     let previous_secret = config.previous_secret.as_ref();
     let report = Arc::new(Report::new(previous_secret.is_some()));

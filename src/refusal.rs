@@ -22,9 +22,9 @@ pub enum Refusal {
     IncompleteBody,
     /// The body is over the limit.
     BodyTooLarge,
-    /// The body comes in too many small chunks.
+    /// The body comes in too many small pieces.
     TooManyChunks,
-    /// As many large bodies as may be are in memory.
+    /// Every place for a large body is taken.
     TooManyLargeBodies,
     /// Not the path `/`.
     NotFound,
@@ -99,8 +99,8 @@ impl Refusal {
             Self::NotVerified(V::MissingChecksum) => "token has no claim checksum; is this signed by something else with the same secret?",
             Self::NotVerified(V::MalformedChecksum) => "the token's claim checksum is not a SHA-1; is this signed by something else with the same secret?",
             Self::NotVerified(V::ChecksumMismatch) => "checksum mismatch, the body is not the signed one; does a proxy change bodies?",
-            Self::IncompleteBody => "the body did not arrive whole; is the network or a proxy cutting requests?",
-            Self::TooManyChunks => "the body comes in too many small chunks; does this come from a Data Connector?",
+            Self::IncompleteBody => "the body did not arrive whole; is the network or a proxy cutting requests, or are there too many connections?",
+            Self::TooManyChunks => "the body comes in too many small pieces; does this come from a Data Connector?",
             Self::BodyTooLarge => "the body is over 1 MiB; does this come from a Data Connector?",
             Self::TooManyLargeBodies => "too many bodies over 16 KiB at once; do these come from a Data Connector?",
             Self::NotFound => "wrong path; the Data Connector's Endpoint URL must end at /",

@@ -12,7 +12,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::refusal::Refusal;
 
-/// How many lines a second the refusals share that are not the first of their reason.
+/// Lines a second for repeated refusals, of all reasons together.
 const REFUSED_LINES_PER_SECOND: u32 = 10;
 
 /// How many seconds pass before a refusal is the first of its reason again.

@@ -93,11 +93,11 @@ async fn accept(state: &AppState, head: &Parts, body: &mut Body) -> Result<(), R
     }
     let is_previous = token.is_previous;
     let event = token.verify_body(body)?;
+    let length = event.body().len();
+    state.log.append(event, reservation).await?;
     if is_previous {
         state.report.signed_with_previous_secret();
     }
-    let length = event.body().len();
-    state.log.append(event, reservation).await?;
     state.report.accepted(length, request_id(head));
     Ok(())
 }

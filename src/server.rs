@@ -18,7 +18,8 @@ use crate::report::Report;
 /// to arrive, shorter than the 30 s after which Heroku kills ("Dyno shutdown behavior").
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(18);
 
-/// How long the head of a request that has begun to arrive may still take: a few round trips.
+/// How long the head of a connection's first request may still take once it has begun to arrive: a
+/// few round trips. After an answer, hyper closes a connection without a whole head at once.
 const HEAD_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long requests in flight may take once no event can be written: each of them is answered 503.
@@ -45,7 +46,7 @@ pub async fn serve(
     let server = axum::serve(listener, service).with_graceful_shutdown(async {
         let _ = stopped.await;
     });
-    let server = tokio::spawn(server.into_future());
+    let mut server = tokio::spawn(server.into_future());
     let ticks = Arc::clone(&report);
     tokio::spawn(async move {
         let mut seconds = interval(Duration::from_secs(1));
@@ -64,6 +65,11 @@ pub async fn serve(
         ended = writer.ended() => {
             failure = Some(ended);
             FAILED_DRAIN_TIMEOUT
+        }
+        // By a panic alone.
+        _ = &mut server => {
+            report.sum_up();
+            return Err(io::Error::other("the listener has died; please report it"));
         }
     };
     let _ = stop.send(());

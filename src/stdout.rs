@@ -18,6 +18,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
+/// The signal that a process gets for a write over a limit of its file's size.
+#[cfg(target_os = "linux")]
+const SIGXFSZ: i32 = 25;
+
 /// How much of a write was done.
 #[derive(Debug)]
 pub struct Written {
@@ -30,13 +34,13 @@ pub struct Written {
 /// stdout, or what stands for it in a test.
 #[derive(Debug)]
 pub struct Stdout {
-    writer: Writer,
+    way: Way,
     /// Whether another process has started a line on it and not finished it.
     pub(crate) mid_line: bool,
 }
 
 #[derive(Debug)]
-enum Writer {
+enum Way {
     #[cfg(target_os = "linux")]
     Pipe(pipe::Sender),
     Thread(WriterThread),
@@ -60,7 +64,7 @@ impl Stdout {
         // Over a limit of its file's size a write then fails, instead of the signal SIGXFSZ ending
         // the process.
         #[cfg(target_os = "linux")]
-        drop(signal(SignalKind::from_raw(25))?);
+        drop(signal(SignalKind::from_raw(SIGXFSZ))?);
         // std opens the null device where stdout is closed at the start.
         if is_null_device(&file) {
             warn!(
@@ -70,7 +74,7 @@ impl Stdout {
         }
         Ok(Self {
             mid_line: ends_mid_line(&file),
-            writer: Writer::open(file)?,
+            way: Way::open(file)?,
         })
     }
 
@@ -80,7 +84,7 @@ impl Stdout {
     /// The operating system's, if it has no thread to give.
     pub fn thread(out: impl Write + Send + 'static) -> io::Result<Self> {
         Ok(Self {
-            writer: Writer::Thread(WriterThread::start(out)?),
+            way: Way::Thread(WriterThread::start(out)?),
             mid_line: false,
         })
     }
@@ -90,22 +94,22 @@ impl Stdout {
     #[must_use]
     pub fn pipe(pipe: pipe::Sender) -> Self {
         Self {
-            writer: Writer::Pipe(pipe),
+            way: Way::Pipe(pipe),
             mid_line: false,
         }
     }
 
     /// Writes as much of some lines as can be written; `None` if the thread that writes has died.
     pub(crate) async fn write(&mut self, lines: &[u8]) -> Option<Written> {
-        match &mut self.writer {
+        match &mut self.way {
             #[cfg(target_os = "linux")]
-            Writer::Pipe(pipe) => Some(write_pipe(pipe, lines).await),
-            Writer::Thread(thread) => thread.write(lines).await,
+            Way::Pipe(pipe) => Some(write_pipe(pipe, lines).await),
+            Way::Thread(thread) => thread.write(lines).await,
         }
     }
 }
 
-impl Writer {
+impl Way {
     fn open(file: File) -> io::Result<Self> {
         #[cfg(target_os = "linux")]
         if let Ok(pipe) = open_pipe() {
@@ -117,11 +121,11 @@ impl Writer {
     }
 }
 
-/// A file description of this process's own for the pipe that stdout is. It is non-blocking, which
-/// whoever else holds the pipe does not notice.
+/// Opens a file description of this process's own for the pipe that stdout is. It is non-blocking,
+/// which nobody else who holds the pipe notices.
 ///
-/// Only for an anonymous pipe: tokio takes a FIFO for closed for ever once its reader has gone,
-/// even if another reader has come.
+/// Only for an anonymous pipe: once a FIFO's reader has gone, tokio takes it for closed for ever,
+/// even if another reader comes before the next write.
 #[cfg(target_os = "linux")]
 fn open_pipe() -> io::Result<pipe::Sender> {
     let path = "/proc/self/fd/1";

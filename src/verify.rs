@@ -6,6 +6,7 @@
 //! What is checked is what Disruptive Technologies' documentation shows ("Receiving Events"): an
 //! HS256 JWT whose claim `checksum` is the SHA-1 of the raw body.
 
+use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::errors::ErrorKind;
@@ -13,10 +14,11 @@ use jsonwebtoken::{Algorithm, DecodingKey, TokenData, Validation, decode};
 use serde::de::{Deserialize, Deserializer, IgnoredAny};
 use sha1::{Digest, Sha1};
 
-use crate::config::Secret;
-
 /// The longest token that is verified, in bytes. A Data Connector's has about 350.
 pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
+
+/// A Data Connector's Signature Secret. Never printed: `Debug` hides it and there is no `Display`.
+pub struct Secret(String);
 
 /// Verifies tokens with a signature secret, or with one of two while it is being changed.
 #[derive(Debug)]
@@ -80,6 +82,30 @@ struct Claims {
     // Makes serde take an object alone; otherwise it takes a list of these claims as well.
     #[serde(flatten)]
     _others: IgnoredAny,
+}
+
+impl Secret {
+    /// The key of the HMAC: the secret's UTF-8 bytes as they are.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<T: Into<String>> From<T> for Secret {
+    fn from(secret: T) -> Self {
+        Self(secret.into())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
 }
 
 impl Verifier {
@@ -186,4 +212,14 @@ fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     claim: D,
 ) -> Result<Option<T>, D::Error> {
     T::deserialize(claim).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_hides_the_secret() {
+        assert_eq!(format!("{:?}", Secret::from("hush")), "Secret(…)");
+    }
 }

@@ -19,7 +19,7 @@ fn an_event_may_come_byte_by_byte_and_a_longer_body_in_no_more_chunks_than_it_ne
     answer.assert(400, "Could not verify request.");
     receiver
         .stderr
-        .wait_for(" WARN refused with 400: the body comes in too many small chunks; ");
+        .wait_for(" WARN refused with 400: the body comes in too many small pieces; ");
     assert_eq!(receiver.stop().lines(), [EVENT, &long]);
 }
 

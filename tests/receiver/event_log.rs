@@ -6,14 +6,13 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
-use data_connector_receiver::config::Secret;
 use data_connector_receiver::event_log::{EventLog, WriterTask};
 use data_connector_receiver::listener::Listener;
 use data_connector_receiver::refusal::Refusal;
 use data_connector_receiver::report::Report;
 use data_connector_receiver::server::serve;
 use data_connector_receiver::stdout::Stdout;
-use data_connector_receiver::verify::{VerifiedEvent, Verifier};
+use data_connector_receiver::verify::{Secret, VerifiedEvent, Verifier};
 use tokio::task::JoinHandle;
 
 use crate::helpers::{SECRET, SOON, token};

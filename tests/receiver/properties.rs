@@ -4,11 +4,10 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use data_connector_receiver::config::Secret;
 use data_connector_receiver::event_log::EventLog;
 use data_connector_receiver::refusal::Refusal;
 use data_connector_receiver::stdout::Stdout;
-use data_connector_receiver::verify::{Verifier, VerifyError};
+use data_connector_receiver::verify::{Secret, Verifier, VerifyError};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use serde_json::Value;

@@ -410,6 +410,21 @@ fn heads_that_are_not_whole_and_answers_that_are_not_read_do_not_hold_up_the_end
 }
 
 #[test]
+fn the_rest_of_a_head_may_still_come_after_the_signal() {
+    let receiver = Receiver::start();
+    let mut client = receiver.client();
+    let request = event(EVENT);
+    client.send(&request[..50]);
+    receiver.post(b"1").assert_ok();
+    receiver.signal(Signal::SIGTERM);
+    receiver.stderr.wait_for("stopping");
+    thread::sleep(Duration::from_millis(300));
+    client.send(&request[50..]);
+    client.answer().assert_ok();
+    assert_eq!(receiver.wait().lines(), [b"1", EVENT]);
+}
+
+#[test]
 fn idle_connections_do_not_hold_up_the_end() {
     let receiver = Receiver::start();
     let silent = receiver.client();

@@ -20,7 +20,7 @@ use crate::helpers::{
 };
 
 /// How long any answer may take: the sender gives up at 10 s.
-const PATIENCE: Duration = Duration::from_millis(5500);
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(5500);
 
 /// How long an answer takes that waits for nothing.
 const AT_ONCE: Duration = Duration::from_secs(1);
@@ -116,7 +116,7 @@ fn stall(receiver: &Receiver) -> Vec<(Vec<u8>, u16)> {
     let mut posted = Vec::new();
     loop {
         let body = numbered(posted.len(), 30_000);
-        let status = post(&mut receiver.client(), &body, PATIENCE);
+        let status = post(&mut receiver.client(), &body, ANSWER_TIMEOUT);
         posted.push((body, status));
         if status == 503 {
             assert!(posted.len() > 1, "the pipe takes something");
@@ -310,7 +310,7 @@ fn a_stalled_stdout_is_503_in_time_and_recovers_by_itself((reader, writer): Ends
         let more: Vec<_> = (0..20)
             .map(|number| {
                 let body = numbered(1000 + number, 100);
-                scope.spawn(move || (post(&mut receiver.client(), &body, PATIENCE), body))
+                scope.spawn(move || (post(&mut receiver.client(), &body, ANSWER_TIMEOUT), body))
             })
             .collect();
         for posting in more {
@@ -331,7 +331,7 @@ fn a_stalled_stdout_is_503_in_time_and_recovers_by_itself((reader, writer): Ends
 
     let output = Output::of(reader);
     let body = numbered(posted.len(), 100);
-    assert_eq!(post(&mut receiver.client(), &body, PATIENCE), 200);
+    assert_eq!(post(&mut receiver.client(), &body, ANSWER_TIMEOUT), 200);
     posted.push((body, 200));
     receiver.stderr.wait_for("stdout takes events again");
     stop_at_once(receiver);
@@ -378,7 +378,7 @@ fn a_reader_that_is_slow_for_a_while_costs_nothing((reader, writer): Ends) {
         let posting = &bodies;
         scope.spawn(move || {
             for body in posting {
-                assert_eq!(post(&mut client, body, PATIENCE), 200);
+                assert_eq!(post(&mut client, body, ANSWER_TIMEOUT), 200);
             }
         });
         let mut reader = BufReader::with_capacity(1000, &reader);
@@ -505,7 +505,7 @@ fn a_fifo_whose_reader_has_gone_and_come_back_costs_no_cpu_time() {
     // Until the FIFO is full: then its writer waits.
     let body = numbered(0, 50_000);
     assert_eq!(post(&mut receiver.client(), &body, AT_ONCE), 200);
-    assert_eq!(post(&mut receiver.client(), &body, PATIENCE), 503);
+    assert_eq!(post(&mut receiver.client(), &body, ANSWER_TIMEOUT), 503);
     let cpu = receiver.cpu().saturating_sub(before);
     assert!(cpu < Duration::from_millis(500), "{cpu:?}");
     let mut written = vec![0; EVENT.len() + body.len() + 2];

@@ -3,9 +3,8 @@
 use std::fs;
 use std::time::{Duration, UNIX_EPOCH};
 
-use data_connector_receiver::config::Secret;
 use data_connector_receiver::refusal::Refusal;
-use data_connector_receiver::verify::{Verifier, VerifyError};
+use data_connector_receiver::verify::{Secret, Verifier, VerifyError};
 use serde_json::Value;
 
 use crate::helpers::{EVENT, HEADER, Receiver, claims_with, post, sign};

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout};
 use crate::signer::Signed;
 
 /// How long a Data Connector waits for an answer.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How much of an answer is read, in bytes.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -65,7 +65,7 @@ impl Endpoint {
             headers.insert("x-dt-signature", token);
         }
         let sent = Instant::now();
-        let answer = timeout(PATIENCE, async {
+        let answer = timeout(ANSWER_TIMEOUT, async {
             let (head, body) = self.client.request(request).await?.into_parts();
             // A connection can be used again only once its answer is read.
             let body = Limited::new(body, MAX_ANSWER).collect().await;
@@ -78,7 +78,7 @@ impl Endpoint {
             Ok(Err(error)) => Err(failed(&error)),
             Err(_) => Err(Refusal {
                 status: None,
-                text: format!("no answer within {} s", PATIENCE.as_secs()),
+                text: format!("no answer within {} s", ANSWER_TIMEOUT.as_secs()),
                 advice: Some(
                     "No answer in time: is that the receiver's address? Does it, or its stdout, hang?",
                 ),
