@@ -54,9 +54,8 @@ impl Listener {
         }
         .map_err(|error| {
             let remedy = match error.kind() {
-                io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied => {
-                    "; set PORT to a free one"
-                }
+                io::ErrorKind::AddrInUse => "; set PORT to a free one",
+                io::ErrorKind::PermissionDenied => "; set PORT to one from 1024 on",
                 _ => "",
             };
             let problem = format!("PORT {port} cannot be listened on: {error}{remedy}");

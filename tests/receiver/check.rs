@@ -752,7 +752,7 @@ fn a_server_that_answers_everything_alike_fails_the_check() {
         assert_eq!(checked.code, Some(1), "{status}");
         let problem = report["problem"].as_str().unwrap_or_default();
         let nothing = "No genuine event was accepted, so that the refusals prove nothing: is the \
-                       secret the receiver's own, and is the URL?";
+                       secret the receiver's, and is the URL right?";
         assert_eq!(problem, if accepts { "" } else { nothing }, "{status}");
     }
 }

@@ -122,7 +122,7 @@ impl Check {
         if !accepts && !tried.is_empty() && problem.is_none() {
             problem = Some(
                 "No genuine event was accepted, so that the refusals prove nothing: is the secret \
-                 the receiver's own, and is the URL?"
+                 the receiver's, and is the URL right?"
                     .to_owned(),
             );
         }
