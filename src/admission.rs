@@ -490,6 +490,7 @@ mod tests {
         let slots: Vec<Slot> = (0..MAX_CONNECTIONS)
             .map(|_| admit(&admission, &listener).expect("a place"))
             .collect();
+        assert_eq!(MAX_TRUSTED, 768, "as the README says");
         for trusted in &slots[..MAX_TRUSTED] {
             trusted.event_accepted();
         }
@@ -499,6 +500,24 @@ mod tests {
         let next = admit(&admission, &listener).expect("a place");
         assert!(slots[0].is_leaving(), "the one that has waited longest");
         assert!(!next.is_leaving());
+    }
+
+    #[test]
+    fn a_connection_that_is_gone_changes_nothing_of_the_one_in_its_place() {
+        let admission = Arc::new(Admission::default());
+        let listener = Arc::new(Woken::default());
+        let gone = admit(&admission, &listener).expect("a place");
+        assert!(gone.is_open());
+        gone.release();
+        assert!(!gone.is_open());
+        let next = admit(&admission, &listener).expect("a place");
+        gone.body_received();
+        gone.event_accepted();
+        gone.release();
+        assert!(next.is_open() && !gone.is_open());
+        assert_eq!(next.phase(), Phase::Head);
+        assert!(gone.has_to_close(Waker::noop()), "whatever it waited for");
+        assert!(!next.has_to_close(Waker::noop()));
     }
 
     #[test]

@@ -186,6 +186,9 @@ fn a_full_stdout_is_503_and_said_in_words() {
         stderr.contains(&format!("ERROR failed with 503: {reason}\n")),
         "{stderr}"
     );
+    let more = "ERROR 2 more events were not logged: 2 the disk behind stdout is full\n";
+    assert!(stderr.contains(more), "{stderr}");
+    assert!(stderr.ends_with(" failed=3\n"), "{stderr}");
 }
 
 #[test]
