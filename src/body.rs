@@ -70,7 +70,8 @@ pub fn announced_length(body: &Body) -> Result<usize, Refusal> {
     }
 }
 
-/// Reads a body whole; with it comes its reservation, if it is a large one.
+/// Reads a body whole that announces `length` bytes; with it comes its reservation, if it is a
+/// large one.
 ///
 /// # Errors
 /// [`Refusal::BodyTooLarge`] over [`MAX_BODY_BYTES`]; [`Refusal::TooManyLargeBodies`] if it is
@@ -78,6 +79,7 @@ pub fn announced_length(body: &Body) -> Result<usize, Refusal> {
 /// [`Refusal::IncompleteBody`] if it ends early.
 pub async fn read(
     body: &mut Body,
+    length: usize,
     large_bodies: &LargeBodies,
 ) -> Result<(Vec<u8>, Option<Reservation>), Refusal> {
     let mut bytes = Vec::new();
@@ -93,7 +95,7 @@ pub async fn read(
         bytes.reserve(more);
         Ok(())
     };
-    make_room(&mut bytes, announced_length(body)?)?;
+    make_room(&mut bytes, length)?;
     let mut pieces = 0;
     while let Some(data) = next_data(body).await {
         // Each part is freed as soon as it is copied.

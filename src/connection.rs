@@ -181,9 +181,6 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if !this.slot.is_open() {
-            return Poll::Ready(Err(ErrorKind::ConnectionAborted.into()));
-        }
         let mut limit = MAX_READ_BYTES;
         if this.read_bytes + limit > MAX_HEAD_BYTES && this.slot.phase() == Phase::Head {
             limit = MAX_HEAD_BYTES.saturating_sub(this.read_bytes);

@@ -94,8 +94,8 @@ impl EventLog {
         (Self { small, large }, WriterTask { task })
     }
 
-    /// Writes an event's line to stdout; returns once its last byte is written. Until then the
-    /// event's body keeps its `reservation`.
+    /// Writes an event's line to stdout; returns once its last byte is written. The event keeps its
+    /// `reservation` while it waits for its turn.
     ///
     /// # Errors
     /// [`Refusal::WriteFailed`] if a write failed first, [`Refusal::StdoutStalled`] if it took
@@ -258,7 +258,8 @@ impl Buffer {
 ///
 /// A body that is JSON stays as it is, byte for byte, but for line breaks between its tokens and
 /// for the control characters that JSON leaves raw and a terminal may obey. Any other body becomes
-/// one JSON string: text as it is, other bytes as `hex:` and their hexadecimal digits.
+/// one JSON string: its text, or, if it is not UTF-8 or begins with `hex:`, the word `hex:` and the
+/// hexadecimal digits of all its bytes.
 fn push_line(lines: &mut Vec<u8>, body: &[u8]) {
     let line = match str::from_utf8(body) {
         Ok(text) if is_json(text) => Cow::Borrowed(text),

@@ -84,10 +84,10 @@ fn slot(head: &Parts) -> Option<&Slot> {
 /// Verifies and logs an event.
 async fn accept(state: &AppState, head: &Parts, body: &mut Body) -> Result<(), Refusal> {
     // A body that is too large is refused whatever its token is.
-    body::announced_length(body)?;
+    let length = body::announced_length(body)?;
     let token = signature(&head.headers)?;
     let token = state.verifier.verify_token(token, SystemTime::now())?;
-    let (body, reservation) = body::read(body, &state.large_bodies).await?;
+    let (body, reservation) = body::read(body, length, &state.large_bodies).await?;
     if let Some(slot) = slot(head) {
         slot.body_received();
     }

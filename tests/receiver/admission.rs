@@ -10,12 +10,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::helpers::{
-    Client, EVENT, Ends, Flood, GET, PLACES, Receiver, SOON, attempt, captured, event,
+    AT_ONCE, Client, EVENT, Ends, Flood, GET, PLACES, Receiver, SOON, attempt, captured, event,
     many_descriptors, numbered,
 };
-
-/// How long an answer takes that waits for nothing.
-const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// Posts an event on a new connection: it must be answered 200 at the first attempt within `limit`.
 fn assert_served(address: SocketAddr, limit: Duration) {

@@ -4,9 +4,7 @@ use std::net::Shutdown;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::helpers::{Client, EVENT, GET, Receiver, SOON, chunked, event, numbered};
-
-const AT_ONCE: Duration = Duration::from_secs(1);
+use crate::helpers::{AT_ONCE, Client, EVENT, GET, Receiver, SOON, chunked, event, numbered};
 
 #[test]
 fn an_event_may_come_byte_by_byte_and_a_longer_body_in_no_more_chunks_than_it_needs() {

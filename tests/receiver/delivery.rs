@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::helpers::{
-    self, EVENT, HEADER, Output, Receiver, SOON, claims, free_port, lines, post, sign, skip,
+    self, EVENT, HEADER, Killed, Output, Receiver, SOON, claims, free_port, lines, post, sign, skip,
 };
 
 fn simulator(port: u16, events: &str, rate: &str) -> Child {
@@ -187,13 +187,4 @@ fn every_event_gets_through_a_load_balancer_though_one_of_three_receivers_is_kil
         stdouts.push(stopped.stdout);
     }
     assert_eq!(events(&stdouts), 2000);
-}
-
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }

@@ -192,15 +192,24 @@ impl Write for Gated {
     }
 }
 
+/// An event whose write has begun: what is appended from now on waits for it.
+async fn being_written(
+    log: &Arc<EventLog>,
+    written: &mpsc::Receiver<usize>,
+) -> JoinHandle<Result<(), Refusal>> {
+    let append = spawn_append(log, b"1".to_vec());
+    tokio::task::yield_now().await;
+    assert_eq!(written.recv_timeout(SOON), Ok(2));
+    append
+}
+
 #[test]
 fn what_has_queued_up_is_written_in_whole_lines_of_at_most_4096_bytes_or_one_longer_line() {
     let (lengths, written) = mpsc::channel();
     let (hold, let_go) = mpsc::channel();
     block_on(async {
         let (log, mut writer) = start(Gated { lengths, let_go });
-        let first = spawn_append(&log, b"1".to_vec());
-        tokio::task::yield_now().await;
-        assert_eq!(written.recv_timeout(SOON), Ok(2));
+        let first = being_written(&log, &written).await;
         let lengths = [1000, 2000, 1096, 1000, 5000, 4096, 4097, 2, 3];
         let queued: Vec<_> = lengths
             .iter()
@@ -224,9 +233,7 @@ fn an_event_is_answered_when_its_own_bytes_are_out() {
     let (let_go_one, let_go) = mpsc::channel();
     block_on(async {
         let (log, _writer) = start(Gated { lengths, let_go });
-        let first = spawn_append(&log, b"1".to_vec());
-        tokio::task::yield_now().await;
-        assert_eq!(written.recv_timeout(SOON), Ok(2));
+        let first = being_written(&log, &written).await;
         let small = spawn_append(&log, b"2".to_vec());
         let large = spawn_append(&log, vec![b'3'; 1024 * 1024]);
         tokio::task::yield_now().await;
@@ -246,9 +253,7 @@ fn a_large_event_waits_for_small_ones() {
     let (hold, let_go) = mpsc::channel();
     block_on(async {
         let (log, mut writer) = start(Gated { lengths, let_go });
-        let first = spawn_append(&log, b"1".to_vec());
-        tokio::task::yield_now().await;
-        assert_eq!(written.recv_timeout(SOON), Ok(2));
+        let first = being_written(&log, &written).await;
         let appends = [
             vec![b'1'; 16 * 1024 + 1],
             vec![b'1'; 16 * 1024],
@@ -273,9 +278,7 @@ fn waiting_for_a_place_in_the_queue_and_for_stdout_takes_5_s_together() {
     let (_hold, let_go) = mpsc::channel();
     block_on(async {
         let (log, _writer) = start(Gated { lengths, let_go });
-        let _holds_up = spawn_append(&log, b"1".to_vec());
-        tokio::task::yield_now().await;
-        assert_eq!(written.recv_timeout(SOON), Ok(2));
+        let _holds_up = being_written(&log, &written).await;
         let begun = Instant::now();
         let queued: Vec<_> = (0..1200)
             .map(|_| spawn_append(&log, b"1".to_vec()))

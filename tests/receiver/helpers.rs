@@ -30,6 +30,9 @@ pub const PROGRAM: &str = env!("CARGO_BIN_EXE_data-connector-receiver");
 /// How long anything that is awaited may take before the test fails.
 pub const SOON: Duration = Duration::from_secs(20);
 
+/// How long an answer takes that waits for nothing.
+pub const AT_ONCE: Duration = Duration::from_secs(1);
+
 /// A temperature event as DT's cloud sends it.
 pub const EVENT: &[u8] = include_bytes!("../events/temperature.json");
 
@@ -314,14 +317,13 @@ impl Client {
         })
     }
 
-    /// Whether the receiver ends the connection without another byte.
+    /// Whether the receiver ends the connection, by a reset or not, without another byte and within
+    /// the limit of a read.
     pub fn is_closed(&mut self) -> bool {
-        matches!(self.0.read(&mut [0]), Ok(0))
-            || self
-                .0
-                .get_ref()
-                .take_error()
-                .is_ok_and(|error| error.is_some())
+        match self.0.read(&mut [0]) {
+            Ok(count) => count == 0,
+            Err(error) => ![ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&error.kind()),
+        }
     }
 }
 
@@ -568,14 +570,10 @@ impl Client {
         }
     }
 
-    /// Whether the receiver ends the connection, by a reset or not, without another byte within
-    /// `limit`.
+    /// The same within `limit`.
     pub fn ends_within(&mut self, limit: Duration) -> bool {
         self.stream().set_read_timeout(Some(limit)).unwrap();
-        match self.0.read(&mut [0]) {
-            Ok(count) => count == 0,
-            Err(error) => ![ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&error.kind()),
-        }
+        self.is_closed()
     }
 }
 
@@ -603,28 +601,46 @@ impl Receiver {
             .collect()
     }
 
-    /// Starts a receiver whose stderr is not heard, and waits until it listens.
-    pub fn start_unheard(change: impl FnOnce(&mut Command)) -> Self {
+    /// Runs a command that becomes a receiver whose stderr is not heard, and waits until it listens.
+    pub fn run_unheard(mut command: Command) -> Self {
         let port = free_port();
-        let mut command = Command::new(PROGRAM);
         command
             .env_clear()
             .env("DT_SIGNATURE_SECRET", SECRET)
             .env("PORT", port.to_string())
+            .env("RUST_BACKTRACE", "1")
             .stdin(Stdio::null());
-        change(&mut command);
-        let receiver = Self {
-            child: command.spawn().expect("the receiver starts"),
-            address: (Ipv4Addr::LOCALHOST, port).into(),
-            stdout: Output::default(),
+        let mut child = command.spawn().expect("the receiver starts");
+        let stdout = child.stdout.take().map(Output::of).unwrap_or_default();
+        let address = (Ipv4Addr::LOCALHOST, port).into();
+        wait_until("the receiver listens", || {
+            TcpStream::connect(address).is_ok()
+        });
+        Self {
+            child,
+            address,
+            stdout,
             stderr: Output::default(),
-        };
-        let begun = Instant::now();
-        while TcpStream::connect(receiver.address).is_err() {
-            assert!(begun.elapsed() < SOON, "the receiver does not listen");
-            thread::sleep(Duration::from_millis(2));
         }
-        receiver
+    }
+}
+
+/// Waits until something is so.
+pub fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < SOON, "not in time: {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A process that is killed once this is dropped.
+pub struct Killed(pub Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

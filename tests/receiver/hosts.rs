@@ -4,15 +4,17 @@ use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::helpers::{Ends, Output, PROGRAM, Receiver, free_port, lines, simulator};
-use crate::readme::{block, file, has, shell, wait_until, with};
+use crate::helpers::{
+    Ends, Killed, Output, PROGRAM, Receiver, free_port, lines, simulator, wait_until,
+};
+use crate::readme::{block, file, has, shell, with};
 
 const UNIT: &str = "/etc/systemd/system/data-connector-receiver.service";
 const CADDYFILE: &str = "/etc/caddy/Caddyfile";
@@ -20,15 +22,6 @@ const LOGROTATE: &str = "/etc/logrotate.d/data-connector-receiver";
 
 /// The file that the samples append events to.
 const EVENTS: &str = "/var/log/data-connector/events.jsonl";
-
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 #[test]
 fn systemd_accepts_the_unit() {

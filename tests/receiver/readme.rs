@@ -5,15 +5,13 @@ use std::io::ErrorKind;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use data_connector_receiver::refusal::Refusal;
 use data_connector_receiver::verify::VerifyError;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-use crate::helpers::{EVENT, PROGRAM, Receiver, SECRET, SOON, skip};
+use crate::helpers::{EVENT, PROGRAM, Receiver, SECRET, skip, wait_until};
 
 const README: &str = include_str!("../../README.md");
 
@@ -83,15 +81,6 @@ pub fn shell(script: &str) -> Command {
         .env_remove("PORT")
         .stdin(Stdio::null());
     shell
-}
-
-/// Waits until something is so.
-pub fn wait_until(what: &str, is_so: impl Fn() -> bool) {
-    let begun = Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < SOON, "not in time: {what}");
-        thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[test]

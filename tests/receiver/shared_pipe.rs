@@ -2,19 +2,18 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::helpers::{
-    Client, EVENT, Ends, GET, Receiver, SOON, Slow, Stopped, event, full_pipe, lines, numbered,
-    post,
+    AT_ONCE, Client, EVENT, Ends, GET, PROGRAM, Receiver, SOON, Slow, Stopped, event, full_pipe,
+    lines, numbered, post,
 };
 
 /// Bytes a second that a slow reader takes.
 const SLOW: u32 = 1_000_000;
-
-const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// Posts events of several sizes, one after another; each must be answered 200.
 fn post_numbered(receiver: &Receiver, numbers: impl Iterator<Item = usize>) -> Vec<Vec<u8>> {
@@ -63,10 +62,9 @@ fn assert_whole(output: &[u8], events: &[Vec<u8>]) {
 #[test]
 fn no_line_is_cut_where_events_and_diagnostics_share_a_slow_pipe() {
     let (reader, writer) = io::pipe().unwrap();
-    let receiver = Receiver::start_unheard(|command| {
-        let stderr = writer.try_clone().unwrap();
-        command.stdout(writer).stderr(stderr);
-    });
+    let mut command = Command::new(PROGRAM);
+    command.stderr(writer.try_clone().unwrap()).stdout(writer);
+    let receiver = Receiver::run_unheard(command);
     let (output, hurry) = Slow::output(reader, SLOW);
     let begun = Instant::now();
     let over = AtomicBool::new(false);

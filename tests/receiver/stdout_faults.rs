@@ -16,14 +16,11 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
 use crate::helpers::{
-    Client, EVENT, GET, Output, PROGRAM, Receiver, UNSIGNED, event, lines, numbered, skip,
+    AT_ONCE, Client, EVENT, GET, Output, PROGRAM, Receiver, UNSIGNED, event, lines, numbered, skip,
 };
 
 /// How long any answer may take: the sender gives up at 10 s.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(5500);
-
-/// How long an answer takes that waits for nothing.
-const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// The reading and the writing end of something.
 type Ends = (File, File);

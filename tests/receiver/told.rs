@@ -9,11 +9,9 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::helpers::{
-    Client, EVENT, Ends, GET, HEADER, PROGRAM, Receiver, SECRET, SOON, claims, claims_with,
-    full_pipe, now, post, sign,
+    AT_ONCE, Client, EVENT, Ends, GET, HEADER, PROGRAM, Receiver, SECRET, SOON, claims,
+    claims_with, full_pipe, now, post, sign,
 };
-
-const AT_ONCE: Duration = Duration::from_secs(1);
 
 /// The reasons that these tests give, up to the first `,` or `;`.
 const MISMATCH: &str = "signature does not match";
