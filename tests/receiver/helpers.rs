@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, BufRead, BufReader, ErrorKind, PipeReader, PipeWriter, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -14,6 +15,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use data_connector_receiver::refusal::Refusal;
 use hmac::{Hmac, KeyInit, Mac};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -760,4 +762,13 @@ pub fn full_pipe() -> (PipeReader, PipeWriter) {
     // 65,536 bytes fill a pipe.
     (&writer).write_all(&vec![b' '; 65_536]).unwrap();
     (reader, writer)
+}
+
+/// Closes the last reader of a pipe. Until its exec, a process that another test starts meanwhile
+/// has a copy of it: waits for that, too.
+pub fn close_reader(reader: impl AsFd, writer: &impl AsFd) {
+    drop(reader);
+    let mut closed = [PollFd::new(writer.as_fd(), PollFlags::empty())];
+    poll(&mut closed, PollTimeout::try_from(SOON).unwrap()).unwrap();
+    assert_eq!(closed[0].revents(), Some(PollFlags::POLLERR));
 }

@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::helpers::{
-    AT_ONCE, Client, EVENT, Ends, GET, PROGRAM, Receiver, SOON, Slow, Stopped, event, full_pipe,
-    lines, numbered, post,
+    AT_ONCE, Client, EVENT, Ends, GET, PROGRAM, Receiver, SOON, Slow, Stopped, close_reader, event,
+    full_pipe, lines, numbered, post,
 };
 
 /// Bytes a second that a slow reader takes.
@@ -209,10 +209,10 @@ fn assert_gone(stopped: &Stopped, others: &str, failed: impl Fn(usize) -> bool) 
 fn when_the_reader_of_stdout_has_gone_the_next_event_ends_the_receiver() {
     let (reader, writer) = io::pipe().unwrap();
     let receiver = Receiver::start_with(|command| {
-        command.stdout(writer);
+        command.stdout(writer.try_clone().unwrap());
     });
     receiver.post(EVENT).assert_ok();
-    drop(reader);
+    close_reader(reader, &writer);
     let mut client = receiver.client();
     client.send(&event(EVENT));
     if let Some(answer) = client.try_answer() {

@@ -5,7 +5,7 @@ use std::io;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::helpers::{EVENT, PROGRAM, Receiver, event};
+use crate::helpers::{EVENT, PROGRAM, Receiver, close_reader, event};
 
 /// Thousands of refusals, whose lines go nowhere, and the events among them.
 fn assert_events_go_on(mut command: Command) {
@@ -27,7 +27,7 @@ fn assert_events_go_on(mut command: Command) {
 #[test]
 fn a_stderr_without_a_reader_costs_no_event() {
     let (reader, writer) = io::pipe().unwrap();
-    drop(reader);
+    close_reader(reader, &writer);
     let mut command = Command::new(PROGRAM);
     command.stderr(writer);
     assert_events_go_on(command);

@@ -16,7 +16,8 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
 use crate::helpers::{
-    AT_ONCE, Client, EVENT, GET, Output, PROGRAM, Receiver, UNSIGNED, event, lines, numbered, skip,
+    AT_ONCE, Client, EVENT, GET, Output, PROGRAM, Receiver, UNSIGNED, close_reader, event, lines,
+    numbered, skip,
 };
 
 /// How long any answer may take: the sender gives up at 10 s.
@@ -146,13 +147,13 @@ fn assert_kept(lines: &[&[u8]], posted: &[(Vec<u8>, u16)]) {
 }
 
 fn a_reader_that_has_gone_ends_the_receiver((reader, writer): Ends) {
-    let receiver = receiver_to(writer);
+    let receiver = receiver_to(writer.try_clone().unwrap());
     assert_eq!(post(&mut receiver.client(), EVENT, AT_ONCE), 200);
     let mut client = receiver.client();
     client
         .ask(UNSIGNED)
         .assert(400, "Could not verify request.");
-    drop(reader);
+    close_reader(reader, &writer);
     assert_eq!(post(&mut client, EVENT, AT_ONCE), 503);
     let stopped = receiver.wait();
     assert_eq!(stopped.status.code(), Some(1));
@@ -497,9 +498,10 @@ fn a_fifo_whose_reader_has_gone_and_come_back_costs_no_cpu_time() {
     let path = folder.path().join("fifo");
     mkfifo(&path, Mode::S_IRWXU).unwrap();
     let reader = fifo_reader(&path);
-    let receiver = receiver_to(OpenOptions::new().write(true).open(&path).unwrap());
+    let writer = OpenOptions::new().write(true).open(&path).unwrap();
+    let receiver = receiver_to(writer.try_clone().unwrap());
     receiver.post(EVENT).assert_ok();
-    drop(reader);
+    close_reader(reader, &writer);
     let mut reader = fifo_reader(&path);
     let before = receiver.cpu();
     // Until the FIFO is full: then its writer waits.
