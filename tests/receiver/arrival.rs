@@ -1,10 +1,15 @@
 //! How requests arrive: half-closed, half behind another, large and slow.
 
+use std::io::ErrorKind;
 use std::net::Shutdown;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::helpers::{AT_ONCE, Client, EVENT, GET, Receiver, SOON, chunked, event, numbered};
+use nix::sys::signal::Signal;
+
+use crate::helpers::{
+    AT_ONCE, Client, EVENT, GET, Receiver, SOON, chunked, chunked_head, event, numbered,
+};
 
 #[test]
 fn an_event_may_come_byte_by_byte_and_a_longer_body_in_no_more_chunks_than_it_needs() {
@@ -92,7 +97,93 @@ fn a_sender_that_shuts_down_its_sending_half_within_a_body_gets_400() {
     );
 }
 
+/// All at once: they wait for the same 15 s.
 #[test]
+fn a_request_has_15_s_from_its_first_byte_and_no_more() {
+    thread::scope(|scope| {
+        scope.spawn(a_request_that_drips_is_cut_off_15_s_after_its_first_byte);
+        scope.spawn(half_a_head_behind_a_request_has_15_s_and_a_connection_that_idles_has_more);
+        scope.spawn(half_a_head_and_half_a_body_end_by_their_deadline_and_so_does_the_receiver);
+    });
+}
+
+/// How long a connection lives that sends one more byte a second; none if it is over `limit`.
+fn drip(mut client: Client, first: &[u8], drip: &[u8], limit: Duration) -> Option<Duration> {
+    let since = Instant::now();
+    client.send(first);
+    client
+        .stream()
+        .set_read_timeout(Some(Duration::from_secs(1)))
+        .unwrap();
+    let mut drips = drip.iter().cycle();
+    while since.elapsed() < limit {
+        let mut byte = [0];
+        match std::io::Read::read(&mut client.stream(), &mut byte) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            // The end, or the refusal that comes before it.
+            _ => return Some(since.elapsed()),
+        }
+        if client.try_send(&[*drips.next().unwrap()]).is_err() {
+            return Some(since.elapsed());
+        }
+    }
+    None
+}
+
+fn a_request_that_drips_is_cut_off_15_s_after_its_first_byte() {
+    let receiver = Receiver::start();
+    let request = event(EVENT);
+    let chunked = chunked_head(EVENT);
+    let cases: [(u64, &[u8], &[u8]); 5] = [
+        (0, b"P", b"O"),
+        // The 15 s begin with its first byte, not with the connection.
+        (2, b"P", b"O"),
+        (0, b"POST / HTTP/1.1\r\nA: b", b"c"),
+        (0, &request[..request.len() - EVENT.len()], &EVENT[..100]),
+        (0, &chunked, b"1\r\n1\r\n"),
+    ];
+    thread::scope(|scope| {
+        for (silent, first, more) in cases {
+            let receiver = &receiver;
+            scope.spawn(move || {
+                let client = receiver.client();
+                thread::sleep(Duration::from_secs(silent));
+                let lived = drip(client, first, more, Duration::from_secs(20));
+                let lived = lived.expect("cut off");
+                assert!(lived > Duration::from_millis(14_500), "{lived:?}");
+                assert!(lived < Duration::from_secs(18), "{lived:?}");
+            });
+        }
+        // One that waits before its first byte, and between requests, is none of these.
+        let mut client = receiver.client();
+        thread::sleep(Duration::from_secs(8));
+        client.ask(&event(b"1")).assert_ok();
+        thread::sleep(Duration::from_secs(10));
+        client.ask(&event(b"2")).assert_ok();
+    });
+    assert_eq!(receiver.stop().lines(), [b"1", b"2"]);
+}
+
+fn half_a_head_and_half_a_body_end_by_their_deadline_and_so_does_the_receiver() {
+    let receiver = Receiver::start();
+    let begun = Instant::now();
+    let request = event(EVENT);
+    let mut half_head = receiver.client();
+    half_head.send(&request[..50]);
+    let mut half_body = receiver.client();
+    half_body.send(&request[..request.len() - 10]);
+    receiver.post(b"1").assert_ok();
+    receiver.signal(Signal::SIGTERM);
+    let stopped = receiver.wait();
+    assert_eq!(stopped.status.code(), Some(0));
+    assert!(
+        begun.elapsed() < Duration::from_secs(19),
+        "took {:?}",
+        begun.elapsed()
+    );
+    assert_eq!(stopped.lines(), [b"1"]);
+}
+
 fn half_a_head_behind_a_request_has_15_s_and_a_connection_that_idles_has_more() {
     let receiver = Receiver::start();
     let requests = [event(b"1"), chunked(b"2", 1, ""), GET.to_vec()];

@@ -5,69 +5,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::helpers::{
-    Client, EVENT, Flood, PLACES, Receiver, chunked, chunked_head, event, many_descriptors, post,
+    Client, EVENT, Flood, PLACES, Receiver, chunked, event, many_descriptors, post,
 };
 
 /// The largest head, in bytes, as the README promises.
 const MAX_HEAD: usize = 16 * 1024;
-
-/// How long a connection lives that sends one more byte a second; none if it is over `limit`.
-fn drip(mut client: Client, first: &[u8], drip: &[u8], limit: Duration) -> Option<Duration> {
-    let since = Instant::now();
-    client.send(first);
-    client
-        .stream()
-        .set_read_timeout(Some(Duration::from_secs(1)))
-        .unwrap();
-    let mut drips = drip.iter().cycle();
-    while since.elapsed() < limit {
-        let mut byte = [0];
-        match std::io::Read::read(&mut client.stream(), &mut byte) {
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            // The end, or the refusal that comes before it.
-            _ => return Some(since.elapsed()),
-        }
-        if client.try_send(&[*drips.next().unwrap()]).is_err() {
-            return Some(since.elapsed());
-        }
-    }
-    None
-}
-
-#[test]
-fn a_request_that_drips_is_cut_off_15_s_after_its_first_byte() {
-    let receiver = Receiver::start();
-    let request = event(EVENT);
-    let chunked = chunked_head(EVENT);
-    let cases: [(u64, &[u8], &[u8]); 5] = [
-        (0, b"P", b"O"),
-        // The 15 s begin with its first byte, not with the connection.
-        (2, b"P", b"O"),
-        (0, b"POST / HTTP/1.1\r\nA: b", b"c"),
-        (0, &request[..request.len() - EVENT.len()], &EVENT[..100]),
-        (0, &chunked, b"1\r\n1\r\n"),
-    ];
-    thread::scope(|scope| {
-        for (silent, first, more) in cases {
-            let receiver = &receiver;
-            scope.spawn(move || {
-                let client = receiver.client();
-                thread::sleep(Duration::from_secs(silent));
-                let lived = drip(client, first, more, Duration::from_secs(20));
-                let lived = lived.expect("cut off");
-                assert!(lived > Duration::from_millis(14_500), "{lived:?}");
-                assert!(lived < Duration::from_secs(18), "{lived:?}");
-            });
-        }
-        // One that waits before its first byte, and between requests, is none of these.
-        let mut client = receiver.client();
-        thread::sleep(Duration::from_secs(8));
-        client.ask(&event(b"1")).assert_ok();
-        thread::sleep(Duration::from_secs(10));
-        client.ask(&event(b"2")).assert_ok();
-    });
-    assert_eq!(receiver.stop().lines(), [b"1", b"2"]);
-}
 
 #[test]
 #[ignore = "takes four minutes"]

@@ -162,10 +162,8 @@ fn the_port_is_8080_unless_set() {
 
 #[test]
 fn diagnostics_can_be_filtered_and_events_cannot() {
-    let receiver = Receiver::start();
-    let port = receiver.address.port();
-    drop(receiver);
     for (filter, quiet) in [("off", true), ("error", true), ("warn", false)] {
+        let port = free_port();
         let mut command = Command::new(PROGRAM);
         command
             .env_clear()
