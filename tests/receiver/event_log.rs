@@ -152,6 +152,23 @@ fn a_failed_line_is_finished_only_if_it_was_started() {
     }
 }
 
+#[test]
+fn the_rest_of_a_failed_line_is_tried_again_with_the_next_event_and_not_before() {
+    let full = Command::Fail(ErrorKind::StorageFull);
+    let (out, taken) = Commanded::new(vec![full, full, Command::Take(1)]);
+    block_on(async {
+        let (log, mut writer) = start(out);
+        for body in [b"11", b"22"] {
+            let failed = log.append(verified(body), None).await;
+            assert_eq!(failed, Err(Refusal::WriteFailed(ErrorKind::StorageFull)));
+        }
+        log.append(verified(b"33"), None).await.unwrap();
+        drop(log);
+        writer.ended().await.unwrap();
+    });
+    assert_eq!(*taken.lock().unwrap(), b"11\n33\n");
+}
+
 /// A stdout that tells how many bytes each write has, and returns from none before it is let go.
 struct Gated {
     lengths: mpsc::Sender<usize>,
@@ -211,7 +228,7 @@ fn what_has_queued_up_is_written_in_whole_lines_of_at_most_4096_bytes_or_one_lon
     block_on(async {
         let (log, mut writer) = start(Gated { lengths, let_go });
         let first = being_written(&log, &written).await;
-        let lengths = [1000, 2000, 1096, 1000, 5000, 4096, 4097, 2, 3];
+        let lengths = [1000, 2000, 1096, 1000, 5000, 4096, 4097, 2, 3, 4096];
         let queued: Vec<_> = lengths
             .iter()
             .map(|length| spawn_append(&log, vec![b'1'; length - 1]))
@@ -225,7 +242,7 @@ fn what_has_queued_up_is_written_in_whole_lines_of_at_most_4096_bytes_or_one_lon
         writer.ended().await.unwrap();
     });
     let written: Vec<usize> = written.iter().filter(|length| *length > 0).collect();
-    assert_eq!(written, [4096, 1000, 5000, 4096, 4097, 5]);
+    assert_eq!(written, [4096, 1000, 5000, 4096, 4097, 5, 4096]);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use serde_json::Value;
 use tokio::io::AsyncReadExt;
 
 use crate::event_log::{Command, Commanded, block_on, spawn_append, start, verified};
-use crate::helpers::{EVENT, SECRET, lines, sign, token};
+use crate::helpers::{EVENT, SECRET, lines, numbered, sign, token};
 
 fn verifier() -> Verifier {
     Verifier::new(&Secret::from(SECRET), None)
@@ -22,7 +22,7 @@ fn verifier() -> Verifier {
 
 fn command() -> impl Strategy<Value = Command> {
     prop_oneof![
-        3 => (0_usize..60).prop_map(Command::Take),
+        3 => prop_oneof![0_usize..60, 0_usize..8000].prop_map(Command::Take),
         1 => Just(Command::Take(usize::MAX)),
         2 => prop_oneof![
             Just(ErrorKind::BrokenPipe),
@@ -35,13 +35,14 @@ fn command() -> impl Strategy<Value = Command> {
     ]
 }
 
-/// Appends rounds of events, those of a round at once; each event's body and what became of it.
-async fn append(log: &Arc<EventLog>, rounds: &[usize]) -> Vec<(Vec<u8>, Result<(), Refusal>)> {
+/// Appends rounds of events of these lengths, those of a round at once; each event's body and what
+/// became of it.
+async fn append(log: &Arc<EventLog>, rounds: &[Vec<usize>]) -> Vec<(Vec<u8>, Result<(), Refusal>)> {
     let mut outcomes = Vec::new();
-    for (round, &events) in rounds.iter().enumerate() {
+    for lengths in rounds {
         let mut appending = Vec::new();
-        for event in 0..events {
-            let body = format!(r#"{{"round":{round},"event":{event}}}"#).into_bytes();
+        for length in lengths {
+            let body = numbered(outcomes.len() + appending.len(), *length);
             appending.push((body.clone(), spawn_append(log, body)));
         }
         for (body, append) in appending {
@@ -59,7 +60,7 @@ proptest! {
     /// beginning of a line that was not logged.
     #[test]
     fn the_event_log_keeps_its_promise_whatever_writes_do(
-        rounds in vec(1_usize..6, 1..6),
+        rounds in vec(vec(prop_oneof![Just(0_usize), 0_usize..5000], 1..6), 1..6),
         commands in vec(command(), 0..25),
     ) {
         let (out, taken) = Commanded::new(commands);
