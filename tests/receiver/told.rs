@@ -1,11 +1,15 @@
 //! What the operator is told: every kind of refusal, and how many of each.
 
+use std::io::{self, Read};
 use std::net::{Ipv6Addr, Shutdown, TcpListener};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use data_connector_receiver::refusal::Refusal;
+use data_connector_receiver::report::Report;
 use serde_json::json;
 
 use crate::helpers::{
@@ -200,6 +204,53 @@ fn the_line_that_sums_up_names_the_most_frequent_reasons_first() {
         return;
     }
     panic!("104 requests take over half a second");
+}
+
+/// What is logged on this thread meanwhile.
+fn logged(something: impl FnOnce()) -> String {
+    let (mut reader, writer) = io::pipe().unwrap();
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(Arc::new(writer))
+        .with_ansi(false)
+        .with_target(false)
+        .without_time()
+        .finish();
+    tracing::subscriber::with_default(subscriber, something);
+    let mut lines = String::new();
+    reader.read_to_string(&mut lines).unwrap();
+    lines
+}
+
+#[test]
+fn what_goes_on_is_told_every_ten_seconds() {
+    let report = Report::new(true);
+    let ten_seconds = || {
+        for _ in 0..10 {
+            report.refused(Refusal::StdoutStalled, None);
+            report.signed_with_previous_secret();
+            for _ in 0..11 {
+                report.refused(Refusal::NotFound, None);
+            }
+            report.tick();
+        }
+    };
+    let first = logged(ten_seconds);
+    for (line, count) in [
+        ("ERROR failed with 503: stdout is stalled", 1),
+        (
+            "ERROR 9 more events were not logged: 9 stdout is stalled",
+            1,
+        ),
+        (
+            " INFO an event is signed with DT_SIGNATURE_SECRET_PREVIOUS",
+            1,
+        ),
+        (" WARN refused with 404: wrong path", 101),
+        (" WARN 1 more request was refused: 1 wrong path", 9),
+    ] {
+        assert_eq!(first.matches(line).count(), count, "{line}: {first}");
+    }
+    assert!(logged(ten_seconds) == first, "as in the first ten");
 }
 
 /// What a TLS client says first.
