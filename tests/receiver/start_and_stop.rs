@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -117,30 +118,77 @@ fn it_listens_on_ipv4_and_ipv6() {
     }
 }
 
-#[test]
-fn it_listens_on_ipv4_where_there_is_no_ipv6() {
-    let no_ipv6 = "
+/// An operating system one of whose calls is this C function, for a process that is started
+/// meanwhile with its library as `LD_PRELOAD`.
+fn with_call(function: &str, start: impl FnOnce(&Path)) {
+    let includes = "
         #include <errno.h>
         #include <sys/socket.h>
         #include <sys/syscall.h>
         #include <unistd.h>
+        ";
+    let folder = tempfile::tempdir().unwrap();
+    let (source, library) = (folder.path().join("call.c"), folder.path().join("call.so"));
+    fs::write(&source, [includes, function].concat()).unwrap();
+    let mut cc = Command::new("cc");
+    cc.args(["-D_GNU_SOURCE", "-shared", "-fPIC", "-o"]);
+    assert!(cc.args([&library, &source]).status().unwrap().success());
+    start(&library);
+}
+
+#[test]
+fn it_listens_on_ipv4_where_there_is_no_ipv6() {
+    let no_ipv6 = "
         int socket(int family, int type, int protocol) {
             if (family != AF_INET6) return syscall(SYS_socket, family, type, protocol);
             errno = EAFNOSUPPORT;
             return -1;
         }";
-    let folder = tempfile::tempdir().unwrap();
-    let (source, library) = (folder.path().join("no.c"), folder.path().join("no.so"));
-    fs::write(&source, no_ipv6).unwrap();
-    let mut cc = Command::new("cc");
-    cc.args(["-D_GNU_SOURCE", "-shared", "-fPIC", "-o"]);
-    assert!(cc.args([&library, &source]).status().unwrap().success());
-    let receiver = Receiver::start_with(|command| {
-        command.env("LD_PRELOAD", library);
+    with_call(no_ipv6, |library| {
+        let receiver = Receiver::start_with(|command| {
+            command.env("LD_PRELOAD", library);
+        });
+        receiver.stderr.wait_for(" (0.0.0.0:");
+        receiver.post(EVENT).assert_ok();
+        assert_eq!(receiver.stop().lines(), [EVENT]);
     });
-    receiver.stderr.wait_for(" (0.0.0.0:");
-    receiver.post(EVENT).assert_ok();
-    assert_eq!(receiver.stop().lines(), [EVENT]);
+}
+
+#[test]
+fn a_port_that_is_not_permitted_is_reported_in_one_line() {
+    let not_permitted = "
+        int bind(int socket, const struct sockaddr *address, socklen_t length) {
+            errno = EACCES;
+            return -1;
+        }";
+    with_call(not_permitted, |library| {
+        let stderr = cannot_start(|command| command.env("LD_PRELOAD", library));
+        assert!(
+            stderr.starts_with("ERROR PORT 0 cannot be listened on: "),
+            "{stderr}"
+        );
+        assert!(stderr.contains("set PORT to one from 1024 on"), "{stderr}");
+    });
+}
+
+#[test]
+fn a_connection_that_ends_before_it_is_accepted_changes_nothing() {
+    let aborted_at_first = "
+        int accept4(int socket, struct sockaddr *address, socklen_t *length, int flags) {
+            static int calls;
+            if (calls++) return syscall(SYS_accept4, socket, address, length, flags);
+            errno = ECONNABORTED;
+            return -1;
+        }";
+    with_call(aborted_at_first, |library| {
+        let receiver = Receiver::start_with(|command| {
+            command.env("LD_PRELOAD", library);
+        });
+        receiver.post(EVENT).assert_ok();
+        let stopped = receiver.stop();
+        assert_eq!(stopped.lines(), [EVENT]);
+        assert!(!stopped.stderr.contains("WARN"), "{}", stopped.stderr);
+    });
 }
 
 #[test]
