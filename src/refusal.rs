@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
 use crate::verify::VerifyError;
@@ -134,14 +134,9 @@ impl From<VerifyError> for Refusal {
     }
 }
 
+/// axum adds `Allow` to a 405.
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let mut response = (self.status(), self.public_text()).into_response();
-        if self == Self::MethodNotAllowed {
-            response
-                .headers_mut()
-                .insert(header::ALLOW, HeaderValue::from_static("POST"));
-        }
-        response
+        (self.status(), self.public_text()).into_response()
     }
 }
