@@ -182,8 +182,8 @@ impl AsyncRead for Connection {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let mut limit = MAX_READ_BYTES;
-        if this.read_bytes + limit > MAX_HEAD_BYTES && this.slot.phase() == Phase::Head {
-            limit = MAX_HEAD_BYTES.saturating_sub(this.read_bytes);
+        if this.slot.phase() == Phase::Head {
+            limit = limit.min(MAX_HEAD_BYTES.saturating_sub(this.read_bytes));
         }
         if limit == 0 {
             this.report.not_http(Refusal::HeadTooLarge);
