@@ -193,7 +193,9 @@ fn it_does_not_start_and_reports_why_if_there_is_no_thread() {
             break;
         };
         let stderr = String::from_utf8_lossy(&stderr.to_end()).into_owned();
-        assert!(!stderr.contains("panicked"), "{stderr}");
+        // std itself panics where there is no memory for the stack of its signal handler.
+        let is_std = stderr.contains("failed to allocate an alternative stack");
+        assert!(is_std || !stderr.contains("panicked"), "{stderr}");
         if stderr.contains("cannot start a thread for ") {
             assert_eq!(status.code(), Some(1));
             reported = true;
