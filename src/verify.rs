@@ -53,7 +53,8 @@ pub enum VerifyError {
     UnsupportedAlgorithm,
     /// The HMAC is not the secret's.
     SignatureMismatch,
-    /// The token's header has `crit`, whose extensions must be understood (RFC 7515, 4.1.11).
+    /// The token's header has `crit`, whose extensions must be understood (RFC 7515, 4.1.11). One
+    /// that is null counts as absent.
     CriticalExtension,
     /// `exp` has passed.
     Expired,

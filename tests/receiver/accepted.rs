@@ -132,6 +132,8 @@ fn tokens_that_differ_from_dts_where_they_may_are_accepted() {
         ("an upper-case checksum: the same 20 bytes", with("checksum", checksum.to_uppercase().into())),
         ("a wrong checksum_sha256, which DT's documentation does not check", with("checksum_sha256", "".into())),
         ("8 KiB long, the most that is looked at", of_8_kib.expect("a length that base64 can have")),
+        ("crit null: as if it were not there", sign(r#"{"alg":"HS256","crit":null}"#, &claims(EVENT).to_string(), SECRET)),
+        ("b64 without crit: it means nothing", sign(r#"{"alg":"HS256","b64":false}"#, &claims(EVENT).to_string(), SECRET)),
         ("no typ, a kid", sign(r#"{"kid":"1","alg":"HS256"}"#, &claims(EVENT).to_string(), SECRET)),
     ];
     let receiver = Receiver::start();

@@ -10,11 +10,11 @@ use data_connector_receiver::stdout::Stdout;
 use data_connector_receiver::verify::{Secret, Verifier, VerifyError};
 use proptest::collection::vec;
 use proptest::prelude::*;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 
 use crate::event_log::{Command, Commanded, block_on, spawn_append, start, verified};
-use crate::helpers::{EVENT, SECRET, lines, numbered, sign, token};
+use crate::helpers::{EVENT, HEADER, SECRET, claims_with, lines, numbered, sign, token};
 
 fn verifier() -> Verifier {
     Verifier::new(&Secret::from(SECRET), None)
@@ -192,6 +192,25 @@ proptest! {
             };
             prop_assert_eq!(read, body);
         }
+    }
+
+    #[test]
+    fn whatever_else_is_claimed_a_token_is_accepted(
+        name in "[a-z]{1,8}",
+        value in prop_oneof![
+            Just(json!(null)),
+            Just(json!([{"a": [1, 2.5, "\u{e9}"]}])),
+            any::<i64>().prop_map(|number| json!(number)),
+            ".{0,20}".prop_map(|text| json!(text)),
+        ],
+    ) {
+        // Those that mean something, and `sub`, which the library wants to be a string.
+        let known = ["aud", "checksum", "exp", "nbf", "sub"];
+        prop_assume!(!known.contains(&name.as_str()));
+        let claims = claims_with(EVENT, &name, value).to_string();
+        let token = sign(HEADER, &claims, SECRET);
+        let verified = verifier().verify_token(token.as_bytes(), SystemTime::now()).unwrap();
+        prop_assert!(verified.verify_body(EVENT.to_vec()).is_ok());
     }
 
     #[test]

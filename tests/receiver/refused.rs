@@ -150,6 +150,8 @@ fn every_token_that_is_not_dts_is_refused() {
         ("no audience, said so", with("aud", json!([])), UnexpectedAudience),
         ("an audience null", with("aud", Value::Null), UnexpectedAudience),
         ("an audience that is a number", with("aud", 7.into()), UnexpectedAudience),
+        ("sub a list", with("sub", json!([])), MalformedToken),
+        ("sub an object", with("sub", json!({})), MalformedToken),
         ("only checksum_sha256", with_claims(&without_checksum.to_string()), MissingChecksum),
         ("no claims", with_claims("{}"), MissingChecksum),
         ("checksum in another case", with_claims(&claims(EVENT).to_string().replace("checksum\"", "Checksum\"")), MissingChecksum),
