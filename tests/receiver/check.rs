@@ -434,6 +434,8 @@ fn receiver(fault: Option<Fault>, manner: Option<Manner>) -> SocketAddr {
             if !serve(&mut stream, fault, manner, &mut seen) {
                 // Before the check sees the connection's end.
                 drop(listener);
+                // Until its exec, a process that another test starts has a copy of it.
+                while TcpStream::connect(address).is_ok() {}
                 return;
             }
         }

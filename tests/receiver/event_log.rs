@@ -304,7 +304,7 @@ fn waiting_for_a_place_in_the_queue_and_for_stdout_takes_5_s_together() {
         for append in queued {
             assert_eq!(append.await.unwrap(), Err(Refusal::StdoutStalled));
             let took = begun.elapsed();
-            assert!((5000..6500).contains(&took.as_millis()), "{took:?}");
+            assert!((5000..9000).contains(&took.as_millis()), "{took:?}");
         }
     });
 }

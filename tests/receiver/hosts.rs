@@ -261,7 +261,7 @@ fn a_rotation_by_logrotate_loses_nothing() {
             .unwrap();
         for rotation in 0..ROTATIONS {
             wait_until("events in the file", || {
-                fs::metadata(&events).is_ok_and(|file| file.len() > 200_000)
+                fs::metadata(&events).is_ok_and(|file| file.len() > 50_000)
             });
             let rotated = shell("exec logrotate --force --state state logrotate.conf")
                 .current_dir(&folder)

@@ -169,9 +169,9 @@ fn every_token_that_is_not_dts_is_refused() {
         ("checksum of another body", token(b"{}"), ChecksumMismatch),
     ];
     // Sent before its moment comes.
-    let soon = with("nbf", (now() + 2).into());
+    let soon = with("nbf", (now() + 10).into());
     let request = post(&[("X-Dt-Signature", &soon)], EVENT);
-    assert_refused("nbf ahead by a second or two", &request, NotYetValid);
+    assert_refused("nbf ahead by some seconds", &request, NotYetValid);
     for (what, token, reason) in cases {
         assert_refused(what, &post(&[("X-Dt-Signature", &token)], EVENT), reason);
     }
@@ -273,13 +273,22 @@ fn a_connection_outlives_a_refusal_whose_body_has_come() {
     for status in [200, 400, 200, 400, 200] {
         assert_eq!(client.answer().status, status);
     }
-    let mut client = receiver.client();
     let split = post(&[], EVENT);
     let (head, body) = split.split_at(split.len() - EVENT.len());
-    client.send(head);
-    client.send(body);
-    client.answer().assert(400, "Could not verify request.");
-    client.ask(&event(b"4")).assert_ok();
+    // The body has 50 ms to come, and a busy machine may take longer.
+    let outlived = (0..5).any(|_| {
+        let mut client = receiver.client();
+        client.send(head);
+        client.send(body);
+        let answer = client.answer();
+        answer.assert(400, "Could not verify request.");
+        let is_kept = answer.header("connection").is_none();
+        if is_kept {
+            client.ask(&event(b"4")).assert_ok();
+        }
+        is_kept
+    });
+    assert!(outlived);
     assert_eq!(receiver.stop().lines(), [b"1", b"2", b"3", b"4"]);
 }
 
@@ -298,7 +307,8 @@ fn a_client_that_is_still_sending_reads_its_refusal() {
             request.splice(at..at + text.len(), *b"\r\n400000\r\n");
         }
         let mut client = receiver.client();
-        client.send(&request);
+        // The receiver may have closed the connection before all of it is sent.
+        let _ = client.try_send(&request);
         assert_eq!(client.answer().status, status);
     }
     assert!(receiver.stop().stdout.is_empty());
@@ -316,11 +326,16 @@ fn a_large_body_on_another_path_or_method_gets_its_answer() {
             (900_000, Some("close")),
         ] {
             let request = String::from_utf8(post(&[], &vec![b'a'; length])).unwrap();
-            let mut client = receiver.client();
-            client.send(request.replacen(from, to, 1).as_bytes());
-            let answer = client.answer();
-            let got = (answer.status, answer.header("connection"));
-            assert_eq!(got, (status, connection), "{length}");
+            let attempt = || {
+                let mut client = receiver.client();
+                let _ = client.try_send(request.replacen(from, to, 1).as_bytes());
+                let answer = client.answer();
+                assert_eq!(answer.status, status, "{length}");
+                answer.header("connection") == connection
+            };
+            // It has 50 ms to come, and a busy machine may take longer.
+            let attempts = if connection.is_none() { 5 } else { 1 };
+            assert!((0..attempts).any(|_| attempt()), "{length}");
         }
     }
 }
