@@ -134,7 +134,6 @@ impl From<VerifyError> for Refusal {
     }
 }
 
-/// axum adds `Allow` to a 405.
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         (self.status(), self.public_text()).into_response()

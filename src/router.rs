@@ -38,6 +38,7 @@ pub struct AppState {
 /// The receiver's routes: POST on `/`, and nothing else.
 pub fn router(state: AppState) -> Router {
     Router::new()
+        // To the answer of a fallback axum adds `Allow: POST`.
         .route("/", post(receive).fallback(method_not_allowed))
         .fallback(not_found)
         .with_state(Arc::new(state))

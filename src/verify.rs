@@ -53,8 +53,7 @@ pub enum VerifyError {
     UnsupportedAlgorithm,
     /// The HMAC is not the secret's.
     SignatureMismatch,
-    /// The token's header has `crit`, whose extensions must be understood (RFC 7515, 4.1.11). One
-    /// that is null counts as absent.
+    /// The token's header has `crit`, whose extensions must be understood (RFC 7515, 4.1.11).
     CriticalExtension,
     /// `exp` has passed.
     Expired,
@@ -147,6 +146,7 @@ impl Verifier {
             is_previous = true;
         }
         let token = decoded?;
+        // A `crit` that is null counts as absent.
         if token.header.crit.is_some() {
             return Err(VerifyError::CriticalExtension);
         }
