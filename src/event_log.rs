@@ -219,6 +219,11 @@ impl Buffer {
         let batch = self.lines[..count].last().map_or(0, |line| line.end);
         let written = out.write(&self.bytes[..batch]).await.ok_or_else(died)?;
         let Written { count: end, result } = written;
+        // What waits behind a batch that failed fails with it, rather than wait for its rest.
+        let (count, batch) = match result {
+            Ok(()) => (count, batch),
+            Err(_) => (self.lines.len(), self.bytes.len()),
+        };
 
         if let Some(last) = self.bytes[..end].last() {
             self.mid_line = *last != b'\n';

@@ -155,18 +155,22 @@ fn a_failed_line_is_finished_only_if_it_was_started() {
 #[test]
 fn the_rest_of_a_failed_line_is_tried_again_with_the_next_event_and_not_before() {
     let full = Command::Fail(ErrorKind::StorageFull);
-    let (out, taken) = Commanded::new(vec![full, full, Command::Take(1)]);
-    block_on(async {
-        let (log, mut writer) = start(out);
-        for body in [b"11", b"22"] {
-            let failed = log.append(verified(body), None).await;
-            assert_eq!(failed, Err(Refusal::WriteFailed(ErrorKind::StorageFull)));
-        }
-        log.append(verified(b"33"), None).await.unwrap();
-        drop(log);
-        writer.ended().await.unwrap();
-    });
-    assert_eq!(*taken.lock().unwrap(), b"11\n33\n");
+    // Of a longer line, the rest fills a batch alone.
+    for first in [b"11".to_vec(), vec![b'1'; 5000]] {
+        let (out, taken) = Commanded::new(vec![full, full, Command::Take(1)]);
+        block_on(async {
+            let (log, mut writer) = start(out);
+            for body in [&first, b"22".as_slice()] {
+                let failed = log.append(verified(body), None).await;
+                assert_eq!(failed, Err(Refusal::WriteFailed(ErrorKind::StorageFull)));
+            }
+            log.append(verified(b"33"), None).await.unwrap();
+            drop(log);
+            writer.ended().await.unwrap();
+        });
+        let written = [&first, b"\n33\n".as_slice()].concat();
+        assert!(*taken.lock().unwrap() == written);
+    }
 }
 
 /// A stdout that tells how many bytes each write has, and returns from none before it is let go.

@@ -204,7 +204,8 @@ fn a_disk_that_fills_up_and_is_emptied_again_keeps_every_line_whole() {
     let _unmount = Unmount(folder.path());
     let filler = folder.path().join("filler");
     let events = folder.path().join("events.jsonl");
-    for append in [true, false] {
+    // Two lines make a batch, or one.
+    for (append, length) in [(true, 2000), (false, 9000)] {
         fs::write(&filler, vec![0; 64 * 1024]).unwrap();
         let stdout = OpenOptions::new()
             .create(true)
@@ -225,7 +226,7 @@ fn a_disk_that_fills_up_and_is_emptied_again_keeps_every_line_whole() {
                 posted.push((body, status));
             }
         };
-        fill(3000);
+        fill(length);
         let so_far = fs::read(&events).unwrap();
         let begun = so_far
             .split(|&byte| byte == b'\n')
