@@ -100,9 +100,10 @@ impl Admission {
         self.lock().is_full()
     }
 
-    /// Tells one connection to leave.
-    pub fn make_room(&self) {
-        self.lock().dismiss();
+    /// Tells one connection to leave; whether there is one that can.
+    #[must_use]
+    pub fn make_room(&self) -> bool {
+        self.lock().dismiss()
     }
 
     /// From now on, a connection that waits for a head closes.
@@ -476,10 +477,10 @@ mod tests {
         busy.body_received();
         for next in [&first, &second, &trusted] {
             assert!(!next.has_to_close(Waker::noop()));
-            admission.make_room();
+            assert!(admission.make_room());
             assert!(next.has_to_close(Waker::noop()));
         }
-        admission.make_room();
+        assert!(!admission.make_room());
         assert!(!busy.is_leaving());
     }
 

@@ -23,6 +23,10 @@ use crate::report::Report;
 /// How many connections the operating system may hold before they are accepted.
 const BACKLOG: u32 = 1024;
 
+/// How many bytes of answers the operating system may hold for a client that reads none. Linux
+/// doubles it; by default it holds up to 4 MiB for each.
+const SEND_BUFFER_BYTES: u32 = 16 * 1024;
+
 /// How long to wait after the operating system failed to accept a connection.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(5);
 
@@ -108,6 +112,8 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     // `TcpListener::bind` does the same, but takes no backlog.
     #[cfg(not(windows))]
     socket.set_reuseaddr(true)?;
+    // Accepted connections have it from here.
+    socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
@@ -137,8 +143,11 @@ impl axum::serve::Listener for Listener {
                             "cannot accept connections: {error}; is the limit of open files too low?"
                         ),
                     );
-                    self.admission.make_room();
-                    sleep(ACCEPT_BACKOFF).await;
+                    if self.admission.make_room() {
+                        yield_now().await;
+                    } else {
+                        sleep(ACCEPT_BACKOFF).await;
+                    }
                 }
             }
         }

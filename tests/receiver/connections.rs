@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::helpers::{
-    Client, EVENT, Flood, PLACES, Receiver, chunked, event, many_descriptors, post,
+    Client, EVENT, Flood, GET, PLACES, Receiver, chunked, event, many_descriptors, post,
 };
 
 /// The largest head, in bytes, as the README promises.
@@ -55,6 +55,20 @@ fn a_head_may_take_16_kib_and_no_more() {
     let _ = client.try_send(&head(MAX_HEAD + 1));
     assert!(client.try_answer().is_none());
     assert_eq!(receiver.stop().lines(), [EVENT; 2]);
+}
+
+#[test]
+fn answers_that_are_not_read_are_not_piled_up_by_the_operating_system() {
+    let receiver = Receiver::start();
+    let mut deaf = receiver.client();
+    let limit = Some(Duration::from_millis(500));
+    deaf.stream().set_write_timeout(limit).unwrap();
+    while deaf.try_send(&GET.repeat(1000)).is_ok() {}
+    let stopped = receiver.stop();
+    let (_, refused) = stopped.stderr.rsplit_once(" refused=").unwrap();
+    let (refused, _) = refused.split_once(' ').unwrap();
+    // Some 130 bytes each: 4 MiB would be over 30,000.
+    assert!(refused.parse::<u32>().unwrap() < 5000, "{refused}");
 }
 
 #[test]
