@@ -20,7 +20,7 @@ fn assert_events_go_on(mut command: Command) {
         client.ask(&event(EVENT)).assert_ok();
     }
     let stopped = receiver.stop();
-    stopped.assert_clean(Duration::from_secs(3));
+    stopped.assert_clean(Duration::from_secs(8));
     assert_eq!(stopped.lines(), [EVENT; 50]);
 }
 

@@ -105,7 +105,7 @@ fn assert_lively(receiver: &Receiver) {
 /// Stops a receiver that has answered everything: at once, and with exit code 0.
 fn stop_at_once(receiver: Receiver) -> String {
     let stopped = receiver.stop();
-    stopped.assert_clean(Duration::from_secs(3));
+    stopped.assert_clean(Duration::from_secs(8));
     stopped.stderr
 }
 
@@ -349,7 +349,7 @@ fn a_stalled_stdout_does_not_hold_up_the_end((reader, writer): Ends) {
     receiver.signal(Signal::SIGTERM);
     client.answer().assert(503, "Could not log the event.");
     let stopped = receiver.wait();
-    stopped.assert_clean(Duration::from_secs(3));
+    stopped.assert_clean(Duration::from_secs(8));
     assert!(
         stopped.stderr.contains("stdout is stalled"),
         "{}",
@@ -421,7 +421,7 @@ fn assert_way(receiver: Receiver, way: &str) {
     let threads = threads.unwrap().count();
     assert_eq!(threads, if way == BY_A_THREAD { 3 } else { 2 });
     let stopped = receiver.stop();
-    stopped.assert_clean(Duration::from_secs(3));
+    stopped.assert_clean(Duration::from_secs(8));
     assert_eq!(stopped.stderr.matches(way).count(), 1, "{}", stopped.stderr);
     // Empty where it is not the test's own pipe.
     assert!(stopped.stdout.is_empty() || stopped.lines() == [EVENT]);
