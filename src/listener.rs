@@ -144,6 +144,7 @@ impl axum::serve::Listener for Listener {
                         ),
                     );
                     if self.admission.make_room() {
+                        // Lets that connection close.
                         yield_now().await;
                     } else {
                         sleep(ACCEPT_BACKOFF).await;

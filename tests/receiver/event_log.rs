@@ -192,6 +192,13 @@ impl Write for Gated {
     }
 }
 
+/// A gated stdout, the lengths of its writes, and what holds them up until it is dropped.
+fn gated() -> (Gated, mpsc::Receiver<usize>, mpsc::Sender<()>) {
+    let (lengths, written) = mpsc::channel();
+    let (hold, let_go) = mpsc::channel();
+    (Gated { lengths, let_go }, written, hold)
+}
+
 /// An event whose write has begun: what is appended from now on waits for it.
 async fn being_written(
     log: &Arc<EventLog>,
@@ -205,10 +212,9 @@ async fn being_written(
 
 #[test]
 fn an_event_whose_sender_gave_up_before_its_turn_is_not_written() {
-    let (lengths, written) = mpsc::channel();
-    let (hold, let_go) = mpsc::channel();
+    let (out, written, hold) = gated();
     block_on(async {
-        let (log, mut writer) = start(Gated { lengths, let_go });
+        let (log, mut writer) = start(out);
         let first = being_written(&log, &written).await;
         let given_up = spawn_append(&log, b"22".to_vec());
         let next = spawn_append(&log, b"333".to_vec());
@@ -227,10 +233,9 @@ fn an_event_whose_sender_gave_up_before_its_turn_is_not_written() {
 
 #[test]
 fn what_has_queued_up_is_written_in_whole_lines_of_at_most_4096_bytes_or_one_longer_line() {
-    let (lengths, written) = mpsc::channel();
-    let (hold, let_go) = mpsc::channel();
+    let (out, written, hold) = gated();
     block_on(async {
-        let (log, mut writer) = start(Gated { lengths, let_go });
+        let (log, mut writer) = start(out);
         let first = being_written(&log, &written).await;
         let lengths = [1000, 2000, 1096, 1000, 5000, 4096, 4097, 2, 3, 4096];
         let queued: Vec<_> = lengths
@@ -251,10 +256,9 @@ fn what_has_queued_up_is_written_in_whole_lines_of_at_most_4096_bytes_or_one_lon
 
 #[test]
 fn an_event_is_answered_when_its_own_bytes_are_out() {
-    let (lengths, written) = mpsc::channel();
-    let (let_go_one, let_go) = mpsc::channel();
+    let (out, written, let_go_one) = gated();
     block_on(async {
-        let (log, _writer) = start(Gated { lengths, let_go });
+        let (log, _writer) = start(out);
         let first = being_written(&log, &written).await;
         let small = spawn_append(&log, b"2".to_vec());
         let large = spawn_append(&log, vec![b'3'; 1024 * 1024]);
@@ -271,10 +275,9 @@ fn an_event_is_answered_when_its_own_bytes_are_out() {
 
 #[test]
 fn a_large_event_waits_for_small_ones() {
-    let (lengths, written) = mpsc::channel();
-    let (hold, let_go) = mpsc::channel();
+    let (out, written, hold) = gated();
     block_on(async {
-        let (log, mut writer) = start(Gated { lengths, let_go });
+        let (log, mut writer) = start(out);
         let first = being_written(&log, &written).await;
         let appends = [
             vec![b'1'; 16 * 1024 + 1],
@@ -296,10 +299,9 @@ fn a_large_event_waits_for_small_ones() {
 
 #[test]
 fn waiting_for_a_place_in_the_queue_and_for_stdout_takes_5_s_together() {
-    let (lengths, written) = mpsc::channel();
-    let (_hold, let_go) = mpsc::channel();
+    let (out, written, _hold) = gated();
     block_on(async {
-        let (log, _writer) = start(Gated { lengths, let_go });
+        let (log, _writer) = start(out);
         let _holds_up = being_written(&log, &written).await;
         let begun = Instant::now();
         let queued: Vec<_> = (0..1200)
