@@ -1,174 +1,199 @@
 //! The command line, checked whole before anything is sent.
 
-use std::fs;
-use std::io;
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
 use std::time::Duration;
 
-use axum::body::Bytes;
 use axum::http::Uri;
 use axum::http::uri::Scheme;
-use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser, ValueEnum, value_parser};
 
-use crate::event::EventType;
+use crate::event::TYPES;
 use crate::signer::Forgery;
 
-const EXIT_CODES: &str = "\
+/// What `--help` prints.
+pub(crate) const HELP: &str = "\
+Usage: DT_SIGNATURE_SECRET=<secret> data-connector <URL> [options]
+
+Acts as a Data Connector: signs events and posts them to a receiver until it accepts them.
+
+  <URL>                the receiver's, such as http://localhost:8080
+  DT_SIGNATURE_SECRET  the Signature Secret that the receiver has
+  SSL_CERT_FILE        certificates to trust beside those that browsers trust
+
+What to send:
+  --type <T,...>       these types of event, in turn; otherwise every type
+  --events <N>         how many events; otherwise one of each type
+  --forge <KIND>       forged events, once each: wrong-secret, altered-body, expired or no-header
+How to send it:
+  --rate <N>           this many events a second; otherwise all at once
+  --connections <N>    how many events are sent at the same time; otherwise 8
+  --give-up-after <T>  how long an event is sent again, such as 30s, 10m or 12h (as DT does);
+                       otherwise 15s; with 0s it is sent once
+  --json               print the result as JSON on stdout, and the words on stderr
+
+Or check whether a receiver is right, this one or any other:
+  --check              send what it must accept, and what it must reject
+  --verbose            print every case
+  --answer-within <T>  how long an answer may take; otherwise 10s, as with DT
+
+An event that is not answered 2xx within 10 s is sent again after a pause that doubles from 0.2 s
+to 10 s. Ctrl-C stops it.
+
 Exit code:
-  0  every event was acknowledged
-  1  some were not, as it should be with --forge
+  0  every event was accepted; with --forge, rejected; with --check, nothing is wrong
+  1  otherwise
   2  bad arguments
-With --check: 0 if nothing is wrong, 1 if something is.";
+  3  with --check: nothing answered at all
+";
 
-/// Acts as a Data Connector: posts signed events to a receiver until it acknowledges them.
-///
-/// An event stays in the queue until the receiver answers 200 (any 2xx) within 10 s; otherwise it
-/// is sent again after a pause that doubles from 0.2 s to 10 s. SIGINT (Ctrl-C) stops.
-#[derive(Debug, Parser)]
-#[command(
-    name = "data-connector",
-    override_usage = "DT_SIGNATURE_SECRET=<SECRET> data-connector [OPTIONS] <URL>",
-    after_help = EXIT_CODES
-)]
+/// What the command line says.
+#[derive(Debug, Default)]
 pub(crate) struct Args {
-    /// The receiver's URL, like <http://localhost:8080> or <https://my-app-1a2b3c.herokuapp.com>
-    #[arg(value_parser = parse_url)]
     pub(crate) url: Uri,
-
-    /// The Signature Secret that the receiver has, too; other users may see it on a command line
-    #[arg(
-        long,
-        env = "DT_SIGNATURE_SECRET",
-        hide_env_values = true,
-        default_value = "",
-        hide_default_value = true
-    )]
     pub(crate) secret: String,
-
-    /// How many events to send [default: one of each type]
-    #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(1..=1_000_000_000))]
-    events: Option<u32>,
-
-    /// How many events arise in a second [default: all are in the queue from the start]
-    #[arg(long, value_name = "PER_SECOND", value_parser = parse_rate)]
+    pub(crate) events: Option<u32>,
     pub(crate) rate: Option<f64>,
-
-    /// How many events to deliver at once
-    #[arg(
-        long,
-        value_name = "N",
-        default_value = "8",
-        value_parser = value_parser!(u16).range(1..=1024)
-    )]
     pub(crate) connections: u16,
-
-    /// Which types of event to send, in turn [default: every type]
-    #[arg(long = "type", value_name = "TYPE", value_enum, value_delimiter = ',')]
-    pub(crate) types: Vec<EventType>,
-
-    /// A file to send as it is, instead of an event
-    #[arg(long, value_name = "FILE", value_parser = read_body, conflicts_with = "types")]
-    pub(crate) body: Option<Bytes>,
-
-    /// How old an event may get in the queue, like 30s, 10m or 12h; 0s: one attempt each
-    #[arg(
-        long,
-        value_name = "DURATION",
-        default_value = "12h",
-        value_parser = humantime::parse_duration
-    )]
-    give_up_after: Duration,
-
-    /// Send what a receiver must refuse, one attempt each
-    #[arg(
-        long,
-        value_name = "KIND",
-        value_enum,
-        conflicts_with = "give_up_after"
-    )]
+    /// Published events of the types to send.
+    pub(crate) published: Vec<&'static str>,
+    pub(crate) give_up_after: Duration,
     pub(crate) forge: Option<Forgery>,
-
-    /// Find out whether the receiver is right: send what it must accept, and what it must refuse
-    #[arg(long)]
-    #[arg(conflicts_with_all = [
-        "events", "rate", "connections", "types", "body", "give_up_after", "forge", "print_curl"
-    ])]
     pub(crate) check: bool,
-
-    /// How long an answer may take with --check; a Data Connector waits 10s
-    #[arg(
-        long,
-        value_name = "DURATION",
-        requires = "check",
-        default_value = "10s",
-        value_parser = humantime::parse_duration
-    )]
+    pub(crate) verbose: bool,
     pub(crate) answer_within: Duration,
-
-    /// Print the signed requests as curl commands for a shell, and send nothing
-    #[arg(long)]
-    pub(crate) print_curl: bool,
-
-    /// Print the summary, or the check, as one JSON object on stdout; what people read goes to stderr
-    #[arg(long, conflicts_with = "print_curl")]
     pub(crate) json: bool,
 }
 
 impl Args {
-    /// What the command line says; ends with 2 if that is nothing sensible.
-    pub(crate) fn of_process() -> Self {
-        let args = Self::parse();
-        if args.secret.is_empty() {
-            let problem = "DT_SIGNATURE_SECRET is missing or empty: set it, or --secret, to the \
-                           secret that the receiver has";
-            let error = Self::command().error(ErrorKind::MissingRequiredArgument, problem);
-            error.exit()
-        }
-        args
-    }
-
-    /// How many events to send.
-    pub(crate) fn events(&self) -> u32 {
-        let types = match (&self.body, self.types.len()) {
-            (Some(_), _) => 1,
-            (None, 0) => EventType::value_variants().len(),
-            (None, types) => types,
+    /// What these words say.
+    pub(crate) fn parse(
+        mut words: impl Iterator<Item = String>,
+        secret: String,
+    ) -> Result<Self, String> {
+        let mut args = Self {
+            secret,
+            connections: 8,
+            published: TYPES.map(|(_, published)| published).into(),
+            give_up_after: Duration::from_secs(15),
+            answer_within: Duration::from_secs(10),
+            ..Self::default()
         };
-        let one_each = u32::try_from(types).unwrap_or(u32::MAX);
-        self.events.unwrap_or(one_each)
-    }
-
-    /// How old an event may get in the queue.
-    pub(crate) fn give_up_after(&self) -> Duration {
-        match self.forge {
-            Some(_) => Duration::ZERO,
-            None => self.give_up_after,
+        let mut url = None;
+        let mut given = Vec::new();
+        while let Some(word) = words.next() {
+            if !word.starts_with('-') {
+                if url.replace(parse_url(&word)?).is_some() {
+                    return Err(format!("{word}: there is one argument too many"));
+                }
+                continue;
+            }
+            let (name, mut value) = match word.split_once('=') {
+                Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
+                None => (word, None),
+            };
+            let mut value = || {
+                let value = value.take().or_else(|| words.next());
+                value.ok_or_else(|| format!("{name} needs a value"))
+            };
+            match name.as_str() {
+                "--events" => args.events = Some(number(&name, &value()?, 1..=1_000_000_000)?),
+                "--rate" => args.rate = Some(number(&name, &value()?, 0.001..=1_000_000.0)?),
+                "--connections" => args.connections = number(&name, &value()?, 1..=1024)?,
+                "--type" => args.published = parse_types(&value()?)?,
+                "--give-up-after" => args.give_up_after = duration(&name, &value()?)?,
+                "--answer-within" => args.answer_within = duration(&name, &value()?)?,
+                "--forge" => args.forge = Some(parse_forgery(&value()?)?),
+                "--check" => args.check = true,
+                "--verbose" => args.verbose = true,
+                "--json" => args.json = true,
+                _ => return Err(format!("{name} is no option")),
+            }
+            given.push(name);
         }
+        let of_check = ["--verbose", "--answer-within"];
+        for name in &given {
+            let other = match (args.check, of_check.contains(&name.as_str())) {
+                (false, true) => return Err(format!("{name} needs --check")),
+                (true, false) if name != "--check" => "--check",
+                _ if args.forge.is_some() && name == "--give-up-after" => "--forge",
+                _ => continue,
+            };
+            return Err(format!("{name} cannot be used with {other}"));
+        }
+        args.url = url.ok_or("the receiver's URL is missing")?;
+        if args.secret.is_empty() {
+            return Err("DT_SIGNATURE_SECRET is not set: it must be the receiver's".to_owned());
+        }
+        if args.forge.is_some() {
+            args.give_up_after = Duration::ZERO;
+        }
+        Ok(args)
     }
 }
 
 fn parse_url(argument: &str) -> Result<Uri, String> {
-    let url: Uri = argument.parse().map_err(|_| "not a URL".to_owned())?;
+    let url: Uri = argument
+        .parse()
+        .map_err(|_| format!("{argument} is no URL"))?;
     let known = [Scheme::HTTP, Scheme::HTTPS];
-    if !url.scheme().is_some_and(|scheme| known.contains(scheme)) {
-        return Err("it must begin with https:// or http://".to_owned());
-    }
-    match url.authority() {
-        Some(authority) if authority.as_str().contains('@') => {
-            Err("a Data Connector knows no user and password".to_owned())
-        }
-        Some(authority) if authority.host().is_empty() => Err("it names no host".to_owned()),
-        _ => Ok(url),
-    }
-}
-
-fn parse_rate(argument: &str) -> Result<f64, String> {
-    match argument.parse() {
-        Ok(rate) if rate >= 0.001 && f64::is_finite(rate) => Ok(rate),
-        _ => Err("it must be a number of at least 0.001".to_owned()),
+    match (url.scheme(), url.authority()) {
+        (Some(scheme), Some(authority)) if known.contains(scheme) => match authority.host() {
+            "" => Err(format!("{argument}: the URL names no host")),
+            _ if authority.as_str().contains('@') => {
+                Err("a Data Connector sends no user and password".to_owned())
+            }
+            _ => Ok(url),
+        },
+        _ => Err(format!(
+            "{argument}: the URL must begin with https:// or http://"
+        )),
     }
 }
 
-fn read_body(path: &str) -> Result<Bytes, io::Error> {
-    fs::read(path).map(Bytes::from)
+fn number<T: FromStr + PartialOrd + Display>(
+    name: &str,
+    value: &str,
+    range: RangeInclusive<T>,
+) -> Result<T, String> {
+    let number = value.parse().ok().filter(|number| range.contains(number));
+    let (least, most) = (range.start(), range.end());
+    number.ok_or_else(|| format!("{name} {value}: it must be a number from {least} to {most}"))
+}
+
+/// A whole number with its unit.
+fn duration(name: &str, value: &str) -> Result<Duration, String> {
+    let unit = value.trim_start_matches(|c: char| c.is_ascii_digit());
+    let count: Option<u32> = value[..value.len() - unit.len()].parse().ok();
+    let unit = match unit {
+        "ms" => Some(Duration::from_millis(1)),
+        "s" => Some(Duration::from_secs(1)),
+        "m" => Some(Duration::from_secs(60)),
+        "h" => Some(Duration::from_secs(3600)),
+        _ => None,
+    };
+    let duration = count.zip(unit).map(|(count, unit)| unit * count);
+    duration.ok_or_else(|| format!("{name} {value}: it must be like 500ms, 30s, 10m or 12h"))
+}
+
+fn parse_types(value: &str) -> Result<Vec<&'static str>, String> {
+    let published = |wanted| TYPES.iter().find(|(name, _)| *name == wanted);
+    let types = value.split(',').map(|name| {
+        let known = published(name).map(|(_, published)| *published);
+        let names = TYPES.map(|(name, _)| name);
+        known.ok_or_else(|| format!("--type {name}: it must be one of {}", names.join(", ")))
+    });
+    types.collect()
+}
+
+fn parse_forgery(value: &str) -> Result<Forgery, String> {
+    match value {
+        "wrong-secret" => Ok(Forgery::WrongSecret),
+        "altered-body" => Ok(Forgery::AlteredBody),
+        "expired" => Ok(Forgery::Expired),
+        "no-header" => Ok(Forgery::NoHeader),
+        _ => Err(format!(
+            "--forge {value}: it must be wrong-secret, altered-body, expired or no-header"
+        )),
+    }
 }

@@ -1,252 +1,219 @@
 //! What a Data Connector needs of a receiver, as requests.
 
-use std::fmt::{self, Display};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use axum::http::Uri;
-use clap::ValueEnum;
-use hmac::digest::InvalidLength;
-use hmac::{Hmac, KeyInit, Mac};
-use serde::Serialize;
-use serde_json::{Map, Value};
-use sha2::Sha512;
+use jsonwebtoken::Algorithm;
 
-use crate::event::{EventType, Source, set};
-use crate::exchange::{chunked, post};
-use crate::signer::{Forgery, HEADER, Signer, token};
+use crate::connection::{chunked, post};
+use crate::event::{TYPES, renewed, rfc3339, set, since_1970};
+use crate::random::id;
+use crate::signer::{Forgery, HEADER, Signer, unsigned};
 
-/// How the header of a signature is written where it makes no difference.
+/// How the name of a signature's header is written where it makes no difference.
 const SIGNATURE: &str = "X-Dt-Signature";
 
-/// Ids of tokens.
-const JTI: &str = "cpbg96t1isjlr2vdorc0";
-const OTHER_JTI: &str = "cpbg96t1isjlr2vdorcg";
+/// The label of every event that the check sends.
+const LABEL: &str = r#""data-connector-check":"invented""#;
 
-const FORGED: &str = "Security hole: anybody who knows the URL can send events as if they were \
-                      your sensors'.";
-const ALGORITHM: &str = "Security hole: a token that chooses its algorithm chooses how it is \
-                         proven. Pin the algorithm to HS256.";
-const EXPIRED: &str = "Security hole: anybody who has seen one request can send it again for ever.";
-const REPLACED: &str = "Security hole: anybody who has seen one request can send events of their \
-                        own with its token.";
+const TYPE: &str = "DT sends each event of this type again for 12 hours and then drops it: answer 2xx \
+                    to types that you do not use, too.";
+const LABELS: &str = "A label can be any text: hash the bytes of the body as they arrived.";
+const NUMBERS: &str = "Hash the bytes of the body as they arrived: a number that is parsed and \
+                       written again has other bytes.";
+const SAMPLES: &str = "A sensor can send 30 measurements in one event, which has about 2 KB.";
+const CHUNKS: &str = "HTTP allows a sender, or a proxy, to send a body in chunks, without \
+                      Content-Length.";
+const CONNECTION: &str = "A sender can send many requests on one connection.";
+const HEADER_NAME: &str = "Names of HTTP headers have no case, and some platforms change it on the \
+                           way.";
+const DUPLICATE: &str = "Delivery is at least once: DT sends a duplicate that is not answered 2xx \
+                         again for 12 hours.";
+const FORGED: &str = "Security hole: anybody who knows the URL can send invented events.";
+const ALGORITHM: &str = "Security hole: a token must not choose how it is verified; accept HS256 \
+                         only.";
+const EXPIRED: &str = "Security hole: anybody who has seen one request can send it again at any \
+                       later time.";
+const REPLACED: &str = "Security hole: anybody who has seen one request can send other events with \
+                        its token; compare its checksum with the body's.";
 
-/// What a receiver that does right answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+/// What a receiver that is right answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Expected {
-    #[serde(rename = "2xx")]
     Accepted,
-    #[serde(rename = "4xx")]
-    Refused,
-    #[serde(rename = "2xx or 4xx")]
+    Rejected,
     Either,
 }
 
 /// One thing that a receiver does right or wrong.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Case {
     pub(crate) name: String,
     pub(crate) expected: Expected,
     /// Why it matters.
     pub(crate) why: &'static str,
     pub(crate) requests: Vec<Vec<u8>>,
-    /// Whether the requests share a connection for as long as the receiver keeps it.
-    pub(crate) kept: bool,
+}
+
+impl Case {
+    /// Whether its requests share a connection for as long as the receiver keeps it.
+    pub(crate) fn shares_connection(&self) -> bool {
+        self.why == CONNECTION
+    }
 }
 
 /// Every case.
-pub(crate) fn all(url: &Uri, secret: &str) -> Result<Vec<Case>, InvalidLength> {
-    let mut cases = accepted(url, secret)?;
-    cases.extend(refused(url, secret)?);
-    cases.extend(either(url, secret)?);
-    Ok(cases)
+pub(crate) fn all(url: &Uri, secret: &str) -> Vec<Case> {
+    let signer = Signer::new(secret, None);
+    let cases = [
+        accepted(url, &signer),
+        rejected(url, secret, &signer),
+        either(url, &signer),
+    ];
+    cases.concat()
 }
 
 /// What a receiver must accept.
-fn accepted(url: &Uri, secret: &str) -> Result<Vec<Case>, InvalidLength> {
-    let signer = Signer::new(secret, None)?;
-    let source = Source::new(vec![], None);
-    let event = |event_type: EventType| {
-        let body = source.body(event_type as u32);
-        String::from_utf8_lossy(&body).into_owned()
-    };
-    let sign = |body: &str| {
-        let event = signer.sign(&body.to_owned().into());
-        event.token.unwrap_or_default()
-    };
-    let send = |body: &str, name: &str| post(url, &[(name, &sign(body))], body.as_bytes());
-    let case = |name: &str, why, requests| Case {
-        name: name.to_owned(),
-        expected: Expected::Accepted,
-        why,
-        requests,
-        kept: false,
-    };
-    let touch = || event(EventType::Touch);
-
+fn accepted(url: &Uri, signer: &Signer) -> Vec<Case> {
     let mut cases = Vec::new();
-    for event_type in EventType::value_variants() {
-        let name = event_type.to_possible_value();
-        let name = name.as_ref().map_or("?", |name| name.get_name());
-        let request = send(&event(*event_type), SIGNATURE);
-        let why = "Every event of this type comes again for 12 hours and is then lost: answer 2xx \
-                   to types that you don't use, too.";
-        cases.push(case(&format!("event {name}"), why, vec![request]));
+    let mut add = |name: &str, why, requests| {
+        cases.push(Case {
+            name: name.to_owned(),
+            expected: Expected::Accepted,
+            why,
+            requests,
+        });
+    };
+    let token = |body: &str| signer.sign(body).0.unwrap_or_default();
+    let send = |header: &str, body: &str| post(url, &[(header, &token(body))], body);
+    let genuine = |body: &str| send(SIGNATURE, body);
+    for (name, _) in TYPES {
+        let request = genuine(&event(name));
+        add(&format!("event {name}"), TYPE, vec![request]);
     }
-    for (name, why, body) in [
-        (
-            "label outside ASCII",
-            "Labels are any text: hash the bytes of the body as they came.",
-            with(event(EventType::Touch), "name", "\"Kühlraum Æ – 冷蔵庫 ❄\""),
-        ),
-        (
-            "huge number",
-            "Hash the bytes of the body as they came: a number that is parsed and written anew \
-             has other bytes.",
-            with(
-                event(EventType::TouchCount),
-                "total",
-                "123456789012345678901234567890",
-            ),
-        ),
-        (
-            "temperature of 30 samples",
-            "A sensor may measure 30 times between two heartbeats: about 2 KB.",
-            samples(&event(EventType::Temperature)),
-        ),
-    ] {
-        cases.push(case(name, why, vec![send(&body, SIGNATURE)]));
+    let label = with(event("touch"), "name", "\"Kühlraum Æ – 冷蔵庫 ❄\"");
+    add("label outside ASCII", LABELS, vec![genuine(&label)]);
+    let digits = "123456789012345678901234567890";
+    let number = with(event("touchCount"), "total", digits);
+    add("huge number", NUMBERS, vec![genuine(&number)]);
+    let samples = with_samples(&event("temperature"));
+    add(
+        "temperature of 30 samples",
+        SAMPLES,
+        vec![genuine(&samples)],
+    );
+    let body = event("touch");
+    let chunks = chunked(url, &[(SIGNATURE, &token(&body))], &body, 100);
+    add("body in chunks", CHUNKS, vec![chunks]);
+    let thrice = [(); 3].map(|()| genuine(&event("touch")));
+    add("3 events on one connection", CONNECTION, thrice.into());
+    for header in ["x-dt-signature", "X-DT-SIGNATURE", "x-Dt-sIGNATURE"] {
+        let name = format!("header written {header}");
+        add(&name, HEADER_NAME, vec![send(header, &event("touch"))]);
     }
-    let body = touch();
-    let token = sign(&body);
-    cases.push(case(
-        "body in chunks",
-        "HTTP lets a sender, or a proxy on the way, send a body in chunks, without a \
-         Content-Length.",
-        vec![chunked(url, &[(SIGNATURE, &token)], body.as_bytes(), 100)],
-    ));
-    cases.push(Case {
-        kept: true,
-        ..case(
-            "3 events on one connection",
-            "A sender uses a connection again: each request on it stands for itself.",
-            (0..3).map(|_| send(&touch(), SIGNATURE)).collect(),
-        )
-    });
-    for name in ["x-dt-signature", "X-DT-SIGNATURE", "x-Dt-sIGNATURE"] {
-        cases.push(case(
-            &format!("header written {name}"),
-            "Names of HTTP headers have no case, and some platforms change it on the way.",
-            vec![send(&touch(), name)],
-        ));
-    }
-    let body = touch();
-    cases.push(case(
-        "same event twice",
-        "Delivery is at least once: a duplicate that is not answered 2xx comes again for 12 hours.",
-        vec![send(&body, SIGNATURE), send(&body, SIGNATURE)],
-    ));
-    Ok(cases)
+    let body = event("touch");
+    let twice = [(); 2].map(|()| genuine(&body));
+    add("same event twice", DUPLICATE, twice.into());
+    cases
 }
 
-/// What a receiver must refuse.
-fn refused(url: &Uri, secret: &str) -> Result<Vec<Case>, InvalidLength> {
-    let signer = Signer::new(secret, None)?;
-    let source = Source::new(vec![EventType::Touch], None);
-    let body = source.body(0);
-    let replay = signer.sign(&source.body(0)).token;
-    let claims = Signer::claims(&body, now(), JTI);
-    let genuine = signer.seal(&claims);
-    let forged = |forgery| Ok(Signer::new(secret, Some(forgery))?.sign(&body).token);
-    let wrong_secret = forged(Forgery::WrongSecret)?;
-    let expired = forged(Forgery::Expired)?;
-
-    let unsigned = |header: &str, claims: &str| token(header, claims, |_| vec![]);
-    let none = unsigned(&HEADER.replace("HS256", "none"), &claims);
-    let sha512 = Hmac::<Sha512>::new_from_slice(secret.as_bytes())?;
-    let hs512 = token(&HEADER.replace("HS256", "HS512"), &claims, |message| {
-        let mac = sha512.chain_update(message).finalize();
-        mac.into_bytes().to_vec()
-    });
-    // Each altered part stays well-formed, so that only the signature, of 43 characters, tells.
-    let (message, signature) = genuine.split_at(genuine.len() - 43);
-    let header_altered = unsigned(&HEADER.replace("JWT", "jwt"), &claims) + signature;
-    let claims_altered = unsigned(HEADER, &claims.replace(JTI, OTHER_JTI)) + signature;
-    let first = if signature.starts_with('A') { "B" } else { "A" };
-    let signature_altered = format!("{message}{first}{}", &signature[1..]);
-
-    let case = |name: &str, why, token: Option<&str>, body: &[u8]| {
+/// What a receiver must reject.
+fn rejected(url: &Uri, secret: &str, signer: &Signer) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut add = |name: &str, why, token: Option<&str>, body: &str| {
         let header = token.map(|token| (SIGNATURE, token));
-        Case {
+        cases.push(Case {
             name: name.to_owned(),
-            expected: Expected::Refused,
+            expected: Expected::Rejected,
             why,
             requests: vec![post(url, header.as_slice(), body)],
-            kept: false,
-        }
+        });
     };
-    let forged = |name, token| case(name, FORGED, token, &body);
-    Ok(vec![
-        forged("no X-Dt-Signature", None),
-        forged("empty X-Dt-Signature", Some("")),
-        forged("garbage", Some("garbage")),
-        forged("garbage of three parts", Some("a.b.c")),
-        forged("another secret", wrong_secret.as_deref()),
-        case("alg none", ALGORITHM, Some(&none), &body),
-        case("alg HS512", ALGORITHM, Some(&hs512), &body),
-        forged("header of the token altered", Some(&header_altered)),
-        forged("claims altered", Some(&claims_altered)),
-        forged("signature altered", Some(&signature_altered)),
-        case("expired", EXPIRED, expired.as_deref(), &body),
-        case(
-            "checksum of another body",
-            REPLACED,
-            replay.as_deref(),
-            &body,
-        ),
-        case(
-            "body altered by one byte",
-            REPLACED,
-            Some(&genuine),
-            &altered(&body),
-        ),
-    ])
+    let body = event("touch");
+    let claims = claims(&body);
+    let genuine = signer.seal(&claims);
+    let forged = |forgery| Signer::new(secret, Some(forgery)).sign(&body).0;
+    add("no X-Dt-Signature", FORGED, None, &body);
+    add("empty X-Dt-Signature", FORGED, Some(""), &body);
+    add("garbage", FORGED, Some("garbage"), &body);
+    add("garbage of three parts", FORGED, Some("a.b.c"), &body);
+    let other = forged(Forgery::WrongSecret);
+    add("another secret", FORGED, other.as_deref(), &body);
+
+    let none = unsigned(&HEADER.replace("HS256", "none"), &claims) + ".";
+    add("alg none", ALGORITHM, Some(&none), &body);
+    let header = HEADER.replace("HS256", "HS512");
+    let hs512 = signer.seal_with(&header, &claims, Algorithm::HS512);
+    add("alg HS512", ALGORITHM, Some(&hs512), &body);
+
+    // Each altered part stays well-formed, so that only the signature, of 43 characters, tells.
+    let (message, signature) = genuine.split_at(genuine.len() - 43);
+    let altered = unsigned(&HEADER.replace("JWT", "jwt"), &claims) + "." + signature;
+    add("header of the token altered", FORGED, Some(&altered), &body);
+    let altered = unsigned(HEADER, &claims.replace("iat\":", "iat\": ")) + "." + signature;
+    add("claims altered", FORGED, Some(&altered), &body);
+    let altered = format!("{message}{}", other_first(signature));
+    add("signature altered", FORGED, Some(&altered), &body);
+
+    let expired = forged(Forgery::Expired);
+    add("expired", EXPIRED, expired.as_deref(), &body);
+    let other = signer.sign(&event("touch")).0;
+    add(
+        "checksum of another body",
+        REPLACED,
+        other.as_deref(),
+        &body,
+    );
+    // The first character of the event's id becomes another.
+    let (before, after) = body.split_at(21);
+    let altered = format!("{before}{}", other_first(after));
+    add(
+        "body altered by one byte",
+        REPLACED,
+        Some(&genuine),
+        &altered,
+    );
+    cases
 }
 
-/// What a receiver may accept or refuse.
-fn either(url: &Uri, secret: &str) -> Result<Vec<Case>, InvalidLength> {
-    let signer = Signer::new(secret, None)?;
-    let source = Source::new(vec![EventType::Touch], None);
-    let body = source.body(0);
-    let genuine = signer.sign(&body).token.unwrap_or_default();
-    let claims = Signer::claims(&body, now(), JTI);
-    let claims: Map<String, Value> = serde_json::from_str(&claims).unwrap_or_default();
-    let seal = |claims| signer.seal(&Value::Object(claims).to_string());
-    let mut eternal = claims.clone();
-    eternal.remove("exp");
-    let mut upper = claims;
-    for name in ["checksum", "checksum_sha256"] {
-        let checksum = upper[name].as_str().unwrap_or_default().to_uppercase();
-        upper.insert(name.to_owned(), checksum.into());
-    }
+/// What a receiver may accept or reject.
+fn either(url: &Uri, signer: &Signer) -> Vec<Case> {
+    let body = event("touch");
+    let claims = claims(&body);
+    let genuine = signer.seal(&claims);
+    let (before, after) = claims.split_once(r#","exp":"#).unwrap_or_default();
+    let (_, after) = after.split_once(',').unwrap_or_default();
+    let eternal = signer.seal(&format!("{before},{after}"));
     let cases = [
-        ("token without exp", vec![seal(eternal)]),
-        ("X-Dt-Signature twice", vec![genuine.clone(), genuine]),
-        ("checksum in upper case", vec![seal(upper)]),
+        ("token without exp", &[(SIGNATURE, &*eternal)][..]),
+        ("X-Dt-Signature twice", &[(SIGNATURE, &*genuine); 2]),
     ];
-    let cases = cases.map(|(name, tokens)| {
-        let headers: Vec<_> = tokens
-            .iter()
-            .map(|token| (SIGNATURE, token.as_str()))
-            .collect();
-        Case {
-            name: name.to_owned(),
-            expected: Expected::Either,
-            why: "",
-            requests: vec![post(url, &headers, &body)],
-            kept: false,
-        }
+    let cases = cases.map(|(name, headers)| Case {
+        name: name.to_owned(),
+        expected: Expected::Either,
+        why: "",
+        requests: vec![post(url, headers, &body)],
     });
-    Ok(cases.into())
+    cases.into()
+}
+
+/// A fresh event of a type, with a label that says that it is the check's.
+fn event(wanted: &str) -> String {
+    let published = TYPES.iter().find(|(name, _)| *name == wanted);
+    let event = renewed(published.map_or("", |(_, published)| published));
+    let event = event.replacen(r#""labels":{"#, &format!(r#""labels":{{{LABEL},"#), 1);
+    event.replacen(&format!("{LABEL},}}"), &format!("{LABEL}}}"), 1)
+}
+
+fn claims(body: &str) -> String {
+    let now = since_1970(SystemTime::now()).as_secs();
+    Signer::claims(body, now, &id())
+}
+
+/// The text with another first character.
+fn other_first(text: &str) -> String {
+    let first = if text.starts_with('0') { "1" } else { "0" };
+    format!("{first}{}", &text[1..])
 }
 
 fn with(mut json: String, key: &str, value: &str) -> String {
@@ -255,34 +222,12 @@ fn with(mut json: String, key: &str, value: &str) -> String {
 }
 
 /// A temperature event with 29 samples more than its one.
-fn samples(event: &str) -> String {
+fn with_samples(event: &str) -> String {
     let now = SystemTime::now();
     let older = (1..30_u32).fold(String::new(), |older, number| {
-        let time = humantime::format_rfc3339_micros(now - number * Duration::from_secs(30));
+        let time = rfc3339(now - number * Duration::from_secs(30));
         let value = f64::from(420 + number) / 20.0;
         format!(r#"{older},{{"value":{value},"sampleTime":"{time}"}}"#)
     });
     event.replacen("}]", &format!("}}{older}]"), 1)
-}
-
-/// The id's first character becomes another.
-fn altered(body: &[u8]) -> Vec<u8> {
-    let mut body = body.to_vec();
-    body[21] = if body[21] == b'0' { b'1' } else { b'0' };
-    body
-}
-
-fn now() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    now.map_or(0, |now| now.as_secs())
-}
-
-impl Display for Expected {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Accepted => "2xx",
-            Self::Refused => "4xx",
-            Self::Either => "2xx or 4xx",
-        })
-    }
 }

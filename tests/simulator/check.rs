@@ -1,304 +1,301 @@
 //! Whether a receiver is right: each case tried, judged and reported.
 
-use std::fmt::{self, Display};
+use std::iter;
 use std::time::Duration;
 
 use axum::http::Uri;
-use hmac::digest::InvalidLength;
-use serde::Serialize;
 use tokio::time::{Instant, timeout};
 
 use crate::cases::{self, Case, Expected};
-use crate::endpoint::unreachable;
-use crate::exchange::Connection;
+use crate::connection::{self, Link, NO_ANSWER};
 
-/// How long the whole check goes on, in limits of an answer.
-const LIMITS: u32 = 12;
+/// How many cases in a row may have no answer in time until the check ends.
+const MAX_LATE: u32 = 3;
 
-const LATE: &str = "A Data Connector counts an answer that takes longer than 10 s as none, and \
-                    sends the event again: keep the event, answer, and do the work afterwards.";
-const CRASH: &str = "Answer a refusal with a 4xx rather than a crash's 5xx: here anybody can make \
-                     the receiver fail, and its real faults look the same.";
-const NEITHER: &str = "That neither accepts nor refuses: is there a proxy or a login page before \
+const LATE: &str = "A Data Connector waits 10 s for an answer and then sends the event again: keep \
+                    the event, answer, and do what takes long afterwards.";
+const CRASH: &str =
+    "Answer 4xx, not 500: otherwise anyone can trigger failures that hide real ones.";
+const CLOSED: &str =
+    "Answer 4xx: a connection that is closed without an answer hides real failures.";
+const NEITHER: &str = "That is neither 2xx nor 4xx: is there a proxy or a login page in front of \
                        the receiver?";
+
+const VERDICTS: [Verdict; 3] = [Verdict::Right, Verdict::Wrong, Verdict::Optional];
 
 /// What came of a request.
 #[derive(Clone, Copy, Debug)]
-enum Answer {
+enum Outcome {
     Status(u16),
     Late(Duration),
-    Nothing,
+    Closed,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     Right,
     Wrong,
-    EitherWay,
+    Optional,
 }
 
 /// A case that was tried.
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 struct Tried {
-    case: String,
+    name: String,
     expected: Expected,
     got: String,
     verdict: Verdict,
     why: Option<&'static str>,
 }
 
-/// What the check found.
-#[derive(Debug, Serialize)]
-pub(crate) struct Report {
-    url: String,
-    right: usize,
-    wrong: usize,
-    either_way: usize,
-    not_tried: usize,
-    /// Why the check ended before its end, or what is wrong with all of it.
-    problem: Option<String>,
-    slowest_ms: f64,
-    cases: Vec<Tried>,
-}
-
-/// A check of one receiver.
+/// A check of one receiver, and what it has found.
 #[derive(Debug)]
 pub(crate) struct Check {
     url: Uri,
     limit: Duration,
     cases: Vec<Case>,
+    tried: Vec<Tried>,
+    /// Whether there was any answer.
+    answered: bool,
+    /// Why the check ended before its end, or what is wrong with all of it.
+    problem: Option<String>,
+    slowest: Duration,
 }
 
 impl Check {
-    /// Of the receiver at `url`, whose every answer may take until `limit`.
-    pub(crate) fn new(url: Uri, secret: &str, limit: Duration) -> Result<Self, InvalidLength> {
-        let cases = cases::all(&url, secret)?;
-        Ok(Self { url, limit, cases })
+    /// Of a receiver each of whose answers may take until `limit`.
+    pub(crate) fn new(url: Uri, secret: &str, limit: Duration) -> Self {
+        Self {
+            cases: cases::all(&url, secret),
+            url,
+            limit,
+            tried: Vec::new(),
+            answered: false,
+            problem: None,
+            slowest: Duration::ZERO,
+        }
     }
 
     /// What to know before it runs.
     pub(crate) fn warning(&self) -> String {
-        let events = |expected: Expected| {
-            let cases = self.cases.iter().filter(|case| case.expected == expected);
-            cases.map(|case| case.requests.len()).sum::<usize>()
-        };
+        let is_genuine = |case: &&Case| case.expected == Expected::Accepted;
+        let genuine = self.cases.iter().filter(is_genuine);
+        let genuine: usize = genuine.map(|case| case.requests.len()).sum();
+        let all: usize = self.cases.iter().map(|case| case.requests.len()).sum();
         format!(
-            "This delivers {} invented events to {}, which takes them for real ones, and {} \
-             forged or unusual ones.",
-            events(Expected::Accepted),
+            "This sends {genuine} invented events, which {} will take for real ones, and {} forged \
+             or unusual ones.\n",
             self.url,
-            events(Expected::Refused) + events(Expected::Either),
+            all - genuine
         )
     }
 
     /// Tries one case after another, so that what one does to the receiver is not another's fault.
-    pub(crate) async fn run(self) -> Report {
-        let begun = Instant::now();
-        let mut slowest = Duration::ZERO;
-        let mut tried = Vec::new();
-        let mut problem = None;
-        let all = self.cases.len();
-        for case in self.cases {
-            if begun.elapsed() >= LIMITS * self.limit {
-                problem = Some(format!(
-                    "The check ended after {} s, with cases left: the receiver is too slow.",
-                    begun.elapsed().as_secs()
-                ));
-                break;
+    pub(crate) async fn run(&mut self) {
+        let mut late = 0;
+        while late < MAX_LATE && self.problem.is_none() && self.tried.len() < self.cases.len() {
+            let case = self.cases[self.tried.len()].clone();
+            let outcomes = self.ask(&case).await;
+            let is_late = matches!(outcomes.last(), Some(Outcome::Late(_)));
+            late = if is_late { late + 1 } else { 0 };
+            if self.problem.is_none() {
+                self.tried.push(case.judge(&outcomes));
             }
-            match case.ask(&self.url, self.limit, &mut slowest).await {
-                Ok((answers, connections)) => tried.push(case.judge(&answers, connections)),
-                Err(unreachable) => {
-                    problem = Some(unreachable);
-                    break;
+        }
+        let problem = if late == MAX_LATE {
+            connection::LATE
+        } else if !self.answered {
+            NO_ANSWER
+        } else if self.accepts_none() {
+            "No genuine event was accepted, so the rejections prove nothing: is DT_SIGNATURE_SECRET \
+             the same here as at the receiver, and is the URL right?"
+        } else {
+            return;
+        };
+        self.problem.get_or_insert_with(|| problem.to_owned());
+    }
+
+    /// What came of a case's requests up to the first without an answer.
+    async fn ask(&mut self, case: &Case) -> Vec<Outcome> {
+        let mut link = Link::new(self.url.clone());
+        let mut outcomes = Vec::new();
+        for request in &case.requests {
+            let sent = Instant::now();
+            let answer = timeout(self.limit, link.ask(request)).await;
+            self.slowest = sent.elapsed().max(self.slowest);
+            match answer {
+                Ok(Ok(answer)) => {
+                    self.answered = true;
+                    outcomes.push(Outcome::Status(answer.status));
+                    if !case.shares_connection() {
+                        link = Link::new(self.url.clone());
+                    }
+                    continue;
                 }
+                Ok(Err(failure)) if failure.advice == NO_ANSWER => outcomes.push(Outcome::Closed),
+                Ok(Err(failure)) => {
+                    self.problem = Some(format!("{}. {}", failure.text, failure.advice));
+                }
+                Err(_) => outcomes.push(Outcome::Late(self.limit)),
             }
+            break;
         }
-        let count = |verdict| tried.iter().filter(|case| case.verdict == verdict).count();
-        let accepts = tried.iter().any(|case| {
-            matches!(case.expected, Expected::Accepted) && case.verdict == Verdict::Right
+        outcomes
+    }
+
+    /// 0 if everything was tried and nothing is wrong, 3 if nothing answered, else 1.
+    pub(crate) fn exit_code(&self) -> u8 {
+        let is_whole = self.tried.len() == self.cases.len();
+        let is_right = is_whole && self.with(Verdict::Wrong).next().is_none();
+        if self.answered {
+            u8::from(!is_right)
+        } else {
+            3
+        }
+    }
+
+    /// The cases that were tried with this verdict.
+    fn with(&self, verdict: Verdict) -> impl Iterator<Item = &Tried> {
+        let cases = self.tried.iter();
+        cases.filter(move |case| case.verdict == verdict)
+    }
+
+    fn accepts_none(&self) -> bool {
+        let mut right = self.with(Verdict::Right);
+        right.all(|case| case.expected != Expected::Accepted)
+    }
+
+    /// For people: every case or how many there are of each kind, then what is wrong and why, then
+    /// the verdict.
+    pub(crate) fn words(&self, verbose: bool, colors: bool) -> String {
+        let problem = self.problem.iter().cloned();
+        if !self.answered {
+            let end = format!("FAIL: nothing answered at {}\n", self.url);
+            return problem.chain([end]).collect::<Vec<_>>().join("\n");
+        }
+        let mut lines = if verbose {
+            self.table(colors)
+        } else {
+            self.kinds(colors)
+        };
+        let mut said = None;
+        for case in self.with(Verdict::Wrong) {
+            // That nothing genuine is accepted has one reason, which is said below.
+            if self.accepts_none() && case.expected == Expected::Accepted {
+                continue;
+            }
+            // The same reason for one case after another is said once, above them.
+            if said != case.why {
+                lines.extend([String::new(), case.why.unwrap_or_default().to_owned()]);
+            }
+            said = case.why;
+            let (name, expected, got) = (&case.name, case.expected.words(), &case.got);
+            let wrong = case.verdict.words(colors);
+            lines.push(format!("  {wrong}  {name}: expected {expected}, got {got}"));
+        }
+        lines.extend(problem.flat_map(|problem| [String::new(), problem]));
+        let [right, wrong, optional] = VERDICTS.map(|verdict| self.with(verdict).count());
+        let not_tried = self.cases.len() - self.tried.len();
+        let verdict = if self.exit_code() == 0 {
+            "PASS"
+        } else {
+            "FAIL"
+        };
+        let slowest = self.slowest.as_secs_f64() * 1000.0;
+        lines.push(format!(
+            "\n{verdict}: {right} right, {wrong} wrong, {optional} optional, {not_tried} not tried; \
+             slowest answer {slowest:.1} ms\n"
+        ));
+        lines.join("\n")
+    }
+
+    /// A line for each case.
+    fn table(&self, colors: bool) -> Vec<String> {
+        let widths = self.tried.iter().map(|case| case.got.len());
+        let width = widths.max().unwrap_or(3);
+        let head = format!("{:30} {:10} {:width$} verdict", "case", "expected", "got");
+        let cases = self.tried.iter().map(|case| {
+            let (name, expected, got) = (&case.name, case.expected.words(), &case.got);
+            let verdict = case.verdict.words(colors);
+            format!("{name:30} {expected:10} {got:width$} {verdict}")
         });
-        if !accepts && !tried.is_empty() && problem.is_none() {
-            problem = Some(
-                "No genuine event was accepted, so that the refusals prove nothing: is the secret \
-                 the receiver's, and is the URL right?"
-                    .to_owned(),
-            );
-        }
-        Report {
-            url: self.url.to_string(),
-            right: count(Verdict::Right),
-            wrong: count(Verdict::Wrong),
-            either_way: count(Verdict::EitherWay),
-            not_tried: all - tried.len(),
-            problem,
-            slowest_ms: (slowest.as_secs_f64() * 1e4).round() / 10.0,
-            cases: tried,
-        }
+        iter::once(head).chain(cases).collect()
+    }
+
+    /// A line for each kind of cases.
+    fn kinds(&self, colors: bool) -> Vec<String> {
+        let kinds = [
+            ("genuine events", Expected::Accepted),
+            ("forged events", Expected::Rejected),
+            ("unusual events", Expected::Either),
+        ];
+        let kinds = kinds.map(|(kind, expected)| {
+            let counts = VERDICTS.map(|verdict| {
+                let kin = self.with(verdict).filter(|case| case.expected == expected);
+                let count = kin.count();
+                Some(format!("{count:4} {}", verdict.words(colors))).filter(|_| count > 0)
+            });
+            let counts: String = counts.into_iter().flatten().collect();
+            format!("{kind:14}  expected {:10}{counts}", expected.words())
+        });
+        kinds.into()
     }
 }
 
 impl Case {
-    /// The answers up to the first that did not come, and how many connections they took.
-    async fn ask(
-        &self,
-        url: &Uri,
-        limit: Duration,
-        slowest: &mut Duration,
-    ) -> Result<(Vec<Answer>, usize), String> {
-        let mut answers = Vec::new();
-        let mut connections = 0;
-        let mut kept = None;
-        for request in &self.requests {
-            let again = kept.is_some();
-            let mut connection = match kept.take() {
-                Some(connection) => connection,
-                None => open(url, limit, &mut connections).await?,
-            };
-            let mut sent = Instant::now();
-            let mut answer = timeout(limit, connection.ask(request)).await;
-            // A receiver may close a connection between two requests without saying so before.
-            if again && matches!(answer, Ok(Err(_))) {
-                connection = open(url, limit, &mut connections).await?;
-                sent = Instant::now();
-                answer = timeout(limit, connection.ask(request)).await;
-            }
-            *slowest = sent.elapsed().max(*slowest);
-            answers.push(match answer {
-                Ok(Ok(answer)) => Answer::Status(answer.status),
-                Ok(Err(_)) => Answer::Nothing,
-                Err(_) => Answer::Late(limit),
-            });
-            match answer {
-                Ok(Ok(answer)) if self.kept && answer.keeps => kept = Some(connection),
-                Ok(Ok(_)) => {}
-                _ => break,
-            }
-        }
-        Ok((answers, connections))
-    }
-
-    fn judge(self, answers: &[Answer], connections: usize) -> Tried {
-        let why = answers.iter().find_map(|answer| self.fault(*answer));
-        let verdict = match (why, self.expected) {
-            (Some(_), _) => Verdict::Wrong,
-            (None, Expected::Either) => Verdict::EitherWay,
-            (None, _) => Verdict::Right,
-        };
-        let answers: Vec<_> = answers.iter().map(ToString::to_string).collect();
-        let mut got = answers.join(", ");
-        if self.kept && connections > 1 {
-            got.push_str(" (closes connections)");
-        }
+    fn judge(self, outcomes: &[Outcome]) -> Tried {
+        let why = outcomes.iter().find_map(|outcome| self.fault(*outcome));
+        let got = outcomes.iter().map(|outcome| match outcome {
+            Outcome::Status(status) => status.to_string(),
+            Outcome::Late(limit) => format!("no answer in {} s", limit.as_secs_f64()),
+            Outcome::Closed => "closed without an answer".to_owned(),
+        });
         Tried {
-            case: self.name,
+            got: got.collect::<Vec<_>>().join(", "),
+            verdict: match (why, self.expected) {
+                (Some(_), _) => Verdict::Wrong,
+                (None, Expected::Either) => Verdict::Optional,
+                (None, _) => Verdict::Right,
+            },
+            name: self.name,
             expected: self.expected,
-            got,
-            verdict,
             why,
         }
     }
 
-    /// Why an answer is wrong, if it is.
-    fn fault(&self, answer: Answer) -> Option<&'static str> {
-        use Expected::{Accepted, Either, Refused};
-        match (self.expected, answer) {
-            (_, Answer::Late(_)) => Some(LATE),
-            (Accepted | Either, Answer::Status(200..=299))
-            | (Refused | Either, Answer::Status(400..=499)) => None,
-            (Refused, Answer::Status(200..=299)) | (Accepted, _) => Some(self.why),
-            (Refused | Either, Answer::Status(500..) | Answer::Nothing) => Some(CRASH),
-            (Refused | Either, Answer::Status(_)) => Some(NEITHER),
+    /// Why an outcome is wrong, if it is.
+    fn fault(&self, outcome: Outcome) -> Option<&'static str> {
+        use Expected::{Accepted, Either, Rejected};
+        match (self.expected, outcome) {
+            (_, Outcome::Late(_)) => Some(LATE),
+            (Accepted | Either, Outcome::Status(200..=299))
+            | (Rejected | Either, Outcome::Status(400..=499)) => None,
+            (Rejected, Outcome::Status(200..=299)) | (Accepted, _) => Some(self.why),
+            (Rejected | Either, Outcome::Status(500..)) => Some(CRASH),
+            (Rejected | Either, Outcome::Closed) => Some(CLOSED),
+            (Rejected | Either, Outcome::Status(_)) => Some(NEITHER),
         }
     }
 }
 
-async fn open(url: &Uri, limit: Duration, count: &mut usize) -> Result<Connection, String> {
-    *count += 1;
-    match timeout(limit, Connection::open(url)).await {
-        Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(error)) => {
-            let refusal = unreachable(error.as_ref());
-            let advice = refusal.advice.unwrap_or_default();
-            Err(format!("{}. {advice}", refusal.text))
+impl Verdict {
+    fn words(self, colors: bool) -> &'static str {
+        match (self, colors) {
+            (Self::Right, false) => "right",
+            (Self::Right, true) => "\x1b[2mright\x1b[0m",
+            (Self::Wrong, false) => "WRONG",
+            (Self::Wrong, true) => "\x1b[31mWRONG\x1b[0m",
+            (Self::Optional, _) => "optional",
         }
-        Err(_) => Err(format!(
-            "No connection within {} s: are the host and the port the receiver's?",
-            limit.as_secs_f64()
-        )),
     }
 }
 
-impl Report {
-    /// Whether everything was tried and nothing is wrong.
-    pub(crate) fn nothing_wrong(&self) -> bool {
-        self.wrong == 0 && self.not_tried == 0
-    }
-}
-
-impl Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.cases.is_empty() {
-            let cases = self.cases.iter();
-            let width = cases.map(|case| case.got.len()).max().unwrap_or_default();
-            let width = width.max("got".len());
-            writeln!(
-                f,
-                "{:<30}  {:<10}  {:<width$}  verdict",
-                "case", "expected", "got"
-            )?;
-            let mut said = None;
-            for case in &self.cases {
-                writeln!(
-                    f,
-                    "{:<30}  {:<10}  {:<width$}  {}",
-                    case.case, case.expected, case.got, case.verdict
-                )?;
-                // The same reason for one case after another is said once.
-                if let Some(why) = case.why
-                    && said != case.why
-                {
-                    writeln!(f, "    {why}")?;
-                }
-                said = case.why;
-            }
-            writeln!(f)?;
-        }
-        if let Some(problem) = &self.problem {
-            writeln!(f, "{problem}")?;
-        }
-        if self.cases.is_empty() {
-            return Ok(());
-        }
-        write!(
-            f,
-            "{} right, {} wrong, {} either way",
-            self.right, self.wrong, self.either_way
-        )?;
-        if self.not_tried > 0 {
-            write!(f, ", {} not tried", self.not_tried)?;
-        }
-        writeln!(f, "; the slowest answer took {} ms", self.slowest_ms)
-    }
-}
-
-impl Display for Answer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Expected {
+    fn words(self) -> &'static str {
         match self {
-            Self::Status(status) => write!(f, "{status}"),
-            Self::Late(limit) => write!(f, "no answer in {} s", limit.as_secs_f64()),
-            Self::Nothing => f.write_str("closed without an answer"),
+            Self::Accepted => "2xx",
+            Self::Rejected => "4xx",
+            Self::Either => "2xx or 4xx",
         }
-    }
-}
-
-impl Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Right => "right",
-            Self::Wrong => "WRONG",
-            Self::EitherWay => "either way",
-        })
     }
 }

@@ -2,123 +2,98 @@
 //! counts as DT Studio does. Or it checks whether a receiver does what a Data Connector needs.
 //!
 //! ```sh
-//! cargo run --release --example data-connector -- http://localhost:8080
-//! cargo run --release --example data-connector -- http://localhost:8080 --check
+//! cargo run --example data-connector -- http://localhost:8080
+//! cargo run --example data-connector -- http://localhost:8080 --check
 //! ```
 
 mod args;
 mod cases;
 mod check;
-mod curl;
+mod connection;
 mod delivery;
-mod endpoint;
 mod event;
-mod exchange;
-mod progress;
+mod random;
 mod signer;
 mod summary;
-mod xid;
 
-use std::fmt::Display;
-use std::io::{self, ErrorKind, Write};
+use std::env;
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::net::IpAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
-use serde::Serialize;
+use axum::http::Uri;
+use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, interval};
+use tokio::time::Instant;
 
 use crate::args::Args;
 use crate::check::Check;
 use crate::delivery::{Delivery, Outcome};
-use crate::endpoint::Endpoint;
-use crate::event::Source;
-use crate::progress::Progress;
-use crate::signer::{Forgery, Signer};
-use crate::summary::Tally;
+use crate::signer::Signer;
+use crate::summary::Summary;
 
 fn main() -> ExitCode {
-    match start(Args::of_process()) {
-        Ok(code) => code,
+    let words = env::args_os().skip(1);
+    let words = words.map(|word| word.to_string_lossy().into_owned());
+    let words: Vec<_> = words.collect();
+    if words.iter().any(|word| word == "--help" || word == "-h") {
+        return end(write(args::HELP), 0);
+    }
+    let secret = env::var("DT_SIGNATURE_SECRET");
+    let args = match Args::parse(words.into_iter(), secret.unwrap_or_default()) {
+        Ok(args) => args,
         Err(problem) => {
-            // If stderr takes nothing, the exit code has to do.
-            let _ = writeln!(io::stderr(), "error: {problem}");
-            ExitCode::FAILURE
+            say(&format!("error: {problem}\n(see --help)\n"));
+            return ExitCode::from(2);
         }
-    }
-}
-
-fn start(args: Args) -> Result<ExitCode, String> {
-    let no_key = |error| format!("the secret cannot be a key: {error}");
-    if args.check {
-        let check = Check::new(args.url, &args.secret, args.answer_within).map_err(no_key)?;
-        return run_check(check, args.json);
-    }
-    let signer = Signer::new(&args.secret, args.forge).map_err(no_key)?;
-    let events = args.events();
-    let give_up_after = args.give_up_after();
-    let source = Source::new(args.types, args.body);
-    if args.print_curl {
-        let written = curl::print(io::stdout().lock(), events, &args.url, &source, &signer);
-        end_of_stdout(written)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-
-    let delivery = Delivery {
-        endpoint: Endpoint::new(args.url),
-        signer,
-        source,
-        events,
-        rate: args.rate,
-        give_up_after,
-        next: 0.into(),
-        start: Instant::now(),
     };
-    if args.forge.is_some() {
-        let _ = writeln!(io::stderr(), "Each forged event is sent once.");
-    }
-    let tally = block_on(deliver(delivery, args.connections, args.forge))?;
-    let summary = tally.sum_up();
-    print(&summary, args.json)?;
-    Ok(ExitCode::from(u8::from(!summary.all_acknowledged())))
-}
-
-fn run_check(check: Check, json: bool) -> Result<ExitCode, String> {
-    // Said before the first of them.
-    let _ = writeln!(io::stderr(), "{}", check.warning());
-    let report = block_on(check.run())?;
-    print(&report, json)?;
-    Ok(ExitCode::from(u8::from(!report.nothing_wrong())))
-}
-
-fn block_on<T>(future: impl Future<Output = T>) -> Result<T, String> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| format!("cannot start the runtime: {error}"))?;
-    let output = runtime.block_on(future);
+    let runtime = match Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return end(Err(error), 1),
+    };
+    let code = runtime.block_on(run(args));
     // A host's name that is still being looked up delays nothing.
     runtime.shutdown_background();
-    Ok(output)
+    code
 }
 
-/// Prints on stdout, or for people on stderr and as JSON on stdout.
-fn print(result: &(impl Display + Serialize), json: bool) -> Result<(), String> {
-    if json {
-        let _ = write!(io::stderr(), "{result}");
-        let json = serde_json::to_string(result).map_err(|error| error.to_string())?;
-        return end_of_stdout(writeln!(io::stdout(), "{json}"));
+async fn run(args: Args) -> ExitCode {
+    if args.check {
+        let mut check = Check::new(args.url, &args.secret, args.answer_within);
+        // Said before the first of them.
+        say(&check.warning());
+        check.run().await;
+        let wants_colors = env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let colors = wants_colors && io::stdout().is_terminal();
+        return end(write(&check.words(args.verbose, colors)), check.exit_code());
     }
-    end_of_stdout(write!(io::stdout(), "{result}"))
+    let json = args.json;
+    let summary = deliver(args).await;
+    let printed = if json {
+        say(&summary.to_string());
+        write(&format!("{}\n", summary.json()))
+    } else {
+        write(&summary.to_string())
+    };
+    end(printed, u8::from(!summary.is_right()))
 }
 
 /// Delivers until every event has left the queue, or until SIGINT.
-async fn deliver(delivery: Delivery, connections: u16, forge: Option<Forgery>) -> Tally {
-    let mut tally = Tally::new(delivery.events);
-    let mut progress = Progress::new(delivery.events, delivery.start);
-    let delivery = Arc::new(delivery);
+async fn deliver(args: Args) -> Summary {
+    let one_each = u32::try_from(args.published.len()).unwrap_or(u32::MAX);
+    let events = args.events.unwrap_or(one_each);
+    let (forged, connections) = (args.forge.is_some(), args.connections);
+    let log = log(&args.url);
+    let mut summary = Summary::new(args.url.to_string(), events.into(), forged);
+    let delivery = Arc::new(Delivery {
+        signer: Signer::new(&args.secret, args.forge),
+        args,
+        events,
+        next: 0.into(),
+        start: Instant::now(),
+    });
     let (sender, mut outcomes) = mpsc::channel(1024);
     let mut workers = JoinSet::new();
     for _ in 0..connections {
@@ -126,26 +101,17 @@ async fn deliver(delivery: Delivery, connections: u16, forge: Option<Forgery>) -
     }
     drop(sender);
     let mut advised = Vec::new();
-    let mut ticks = interval(Duration::from_millis(100));
     let all = async {
-        loop {
-            let outcome = tokio::select! {
-                outcome = outcomes.recv() => outcome,
-                _ = ticks.tick() => {
-                    progress.show();
-                    continue;
-                }
-            };
-            let Some(outcome) = outcome else { return };
-            if let Some(advice) = advice(&outcome, forge)
-                && !advised.contains(&advice)
+        while let Some(outcome) = outcomes.recv().await {
+            if let Outcome::Refused(failure) = &outcome
+                && !(forged && matches!(failure.status, Some(400 | 401 | 403)))
+                && !advised.contains(&failure.advice)
             {
-                advised.push(advice);
-                progress.hide();
-                let _ = writeln!(io::stderr(), "{advice}");
+                let log = failure.status.map_or("", |_| log);
+                say(&format!("{}{log}\n", failure.advice));
+                advised.push(failure.advice);
             }
-            progress.count(&outcome);
-            tally.count(outcome);
+            summary.count(outcome);
         }
     };
     tokio::select! {
@@ -154,28 +120,38 @@ async fn deliver(delivery: Delivery, connections: u16, forge: Option<Forgery>) -
         () = all => {}
         Ok(()) = tokio::signal::ctrl_c() => {}
     }
-    progress.hide();
-    tally
+    summary
 }
 
-/// What to do about an outcome that is not the expected one.
-fn advice(outcome: &Outcome, forge: Option<Forgery>) -> Option<&'static str> {
-    match (outcome, forge) {
-        (Outcome::Acknowledged(_), Some(_)) => {
-            Some("A forged event was accepted: does the receiver verify signatures?")
-        }
-        (Outcome::Refused(refusal, _), Some(_)) if refusal.status == Some(400) => None,
-        (Outcome::Refused(refusal, _), _) => refusal.advice,
-        _ => None,
+/// What says more about an answer.
+fn log(url: &Uri) -> &'static str {
+    let host = url.host().unwrap_or_default();
+    let address: Option<IpAddr> = host.trim_matches(['[', ']']).parse().ok();
+    if host == "localhost" || address.is_some_and(|address| address.is_loopback()) {
+        " Its stderr says more."
+    } else {
+        " Its log says more (on Heroku: heroku logs --tail)."
     }
 }
 
-/// A reader of stdout that has read enough is no error.
-fn end_of_stdout(written: io::Result<()>) -> Result<(), String> {
-    match written.and_then(|()| io::stdout().flush()) {
+fn write(words: &str) -> io::Result<()> {
+    let mut stdout = io::stdout();
+    stdout.write_all(words.as_bytes())?;
+    stdout.flush()
+}
+
+/// Says on stderr; if that takes nothing, the exit code has to do.
+fn say(words: &str) {
+    let _ = io::stderr().write_all(words.as_bytes());
+}
+
+/// The end with this exit code, unless stdout could not be written; its reader may have enough.
+fn end(written: io::Result<()>, code: u8) -> ExitCode {
+    match written {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(format!("cannot write to stdout: {error}"))
+            say(&format!("error: {error}\n"));
+            ExitCode::FAILURE
         }
-        _ => Ok(()),
+        _ => ExitCode::from(code),
     }
 }

@@ -4,55 +4,33 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::delivery::Outcome;
 
-/// Counts outcomes as they come.
+/// What has come of the events so far.
 #[derive(Debug)]
-pub(crate) struct Tally {
+pub(crate) struct Summary {
+    url: String,
     events: u64,
+    /// Whether the events are forged, so that each must be rejected.
+    forged: bool,
     start: Instant,
+    /// How long each attempt took that was answered 2xx, which takes an event out of the queue.
     latencies: Vec<Duration>,
     given_up: u64,
+    /// How many attempts were answered something else, or nothing.
     refusals: BTreeMap<(Option<u16>, String), u64>,
 }
 
-/// What came of all events.
-#[derive(Debug, Serialize)]
-pub(crate) struct Summary {
-    /// Attempts that were answered 2xx, each of which took an event out of the queue.
-    success: u64,
-    /// Attempts that were answered something else, or nothing.
-    error: u64,
-    given_up: u64,
-    queued: u64,
-    refusals: Vec<Refusals>,
-    /// Of the successful attempts.
-    latency_ms: Option<Latency>,
-    seconds: f64,
-}
-
-#[derive(Debug, Serialize)]
-struct Refusals {
-    status: Option<u16>,
-    text: String,
-    count: u64,
-}
-
-#[derive(Clone, Copy, Debug, Serialize)]
-struct Latency {
-    p50: f64,
-    p99: f64,
-    max: f64,
-}
-
-impl Tally {
+impl Summary {
     /// Nothing has come of so many events yet.
-    pub(crate) fn new(events: u32) -> Self {
+    pub(crate) fn new(url: String, events: u64, forged: bool) -> Self {
         Self {
-            events: events.into(),
+            url,
+            events,
+            forged,
             start: Instant::now(),
             latencies: Vec::new(),
             given_up: 0,
@@ -63,8 +41,8 @@ impl Tally {
     /// Counts one outcome.
     pub(crate) fn count(&mut self, outcome: Outcome) {
         match outcome {
-            Outcome::Acknowledged(latency) => self.latencies.push(latency),
-            Outcome::Refused(refusal, _) => {
+            Outcome::Accepted(latency) => self.latencies.push(latency),
+            Outcome::Refused(refusal) => {
                 let same = self.refusals.entry((refusal.status, refusal.text));
                 *same.or_default() += 1;
             }
@@ -72,89 +50,111 @@ impl Tally {
         }
     }
 
-    /// The sum at the end.
-    pub(crate) fn sum_up(mut self) -> Summary {
-        let seconds = self.start.elapsed().as_secs_f64();
-        let gone = self.latencies.len() as u64 + self.given_up;
-        self.latencies.sort_unstable();
-        Summary {
-            success: self.latencies.len() as u64,
-            error: self.refusals.values().sum(),
-            given_up: self.given_up,
-            queued: self.events - gone,
-            refusals: self
-                .refusals
-                .into_iter()
-                .map(|((status, text), count)| Refusals {
-                    status,
-                    text,
-                    count,
-                })
-                .collect(),
-            latency_ms: Latency::of(&self.latencies),
-            seconds: (seconds * 1000.0).round() / 1000.0,
-        }
+    fn success(&self) -> u64 {
+        self.latencies.len() as u64
     }
-}
 
-impl Summary {
-    /// Whether every event was acknowledged.
-    pub(crate) fn all_acknowledged(&self) -> bool {
-        self.given_up == 0 && self.queued == 0
+    fn error(&self) -> u64 {
+        self.refusals.values().sum()
     }
-}
 
-impl Latency {
-    /// Of sorted durations.
-    fn of(sorted: &[Duration]) -> Option<Self> {
-        // The nearest rank: the least duration that so many per cent do not exceed.
-        let milliseconds = |per_cent: usize| {
-            let rank = (sorted.len() * per_cent).div_ceil(100);
-            let duration = sorted.get(rank.checked_sub(1)?)?;
-            Some((duration.as_secs_f64() * 1e6).round() / 1e3)
+    fn queued(&self) -> u64 {
+        self.events - self.success() - self.given_up
+    }
+
+    /// Attempts that were answered 4xx by what verifies; 404 and 405 come from elsewhere.
+    fn rejected(&self) -> u64 {
+        let rejects = |status| matches!(status, 400..=499) && status != 404 && status != 405;
+        let rejected = self.refusals.iter();
+        let rejected = rejected.filter(|((status, _), _)| status.is_some_and(rejects));
+        rejected.map(|(_, count)| count).sum()
+    }
+
+    /// Whether the receiver did what it must: accepted every event, or rejected every forged one.
+    pub(crate) fn is_right(&self) -> bool {
+        let right = if self.forged {
+            self.rejected()
+        } else {
+            self.success()
         };
-        Some(Self {
-            p50: milliseconds(50)?,
-            p99: milliseconds(99)?,
-            max: milliseconds(100)?,
+        right == self.events
+    }
+
+    fn sentence(&self) -> String {
+        let (events, url, success) = (self.events, &self.url, self.success());
+        let mut parts = Vec::new();
+        if self.forged {
+            let end = if self.is_right() {
+                ", as they must be"
+            } else {
+                ""
+            };
+            let rejected = self.rejected();
+            parts.push(format!(
+                "{rejected} of {events} forged events rejected by {url}{end}"
+            ));
+            if success > 0 {
+                parts.push(format!(
+                    "{success} accepted: does the receiver verify signatures?"
+                ));
+            }
+        } else {
+            parts.push(format!("{success} of {events} events accepted by {url}"));
+            if self.given_up > 0 {
+                parts.push(format!("{} given up", self.given_up));
+            }
+        }
+        if self.queued() > 0 {
+            parts.push(format!("{} left when it was stopped", self.queued()));
+        }
+        parts.join("; ")
+    }
+
+    /// For programs.
+    pub(crate) fn json(&self) -> Value {
+        let refusals = self.refusals.iter();
+        let refusals = refusals
+            .map(|((status, text), count)| json!({"status": status, "text": text, "count": count}));
+        let latency = quantiles(&self.latencies);
+        json!({
+            "url": self.url,
+            "events": self.events,
+            "success": self.success(),
+            "error": self.error(),
+            "refusals": refusals.collect::<Vec<_>>(),
+            "given_up": self.given_up,
+            "queued": self.queued(),
+            "latency_ms": latency.map(|[p50, p99, max]| json!({"p50": p50, "p99": p99, "max": max})),
+            "seconds": self.start.elapsed().as_secs_f64(),
         })
     }
 }
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "Success       {:>9}", self.success)?;
-        writeln!(f, "Error         {:>9}", self.error)?;
-        for refusals in &self.refusals {
-            let status = refusals
-                .status
-                .map_or(String::new(), |status| format!("{status} "));
-            writeln!(f, "  {:>9} x  {status}{}", refusals.count, refusals.text)?;
+        let (success, error) = (self.success(), self.error());
+        writeln!(f, "{}\n", self.sentence())?;
+        writeln!(f, "Success {success:>6}  attempts answered 2xx")?;
+        writeln!(
+            f,
+            "Error   {error:>6}  attempts not answered 2xx; DT counts every attempt, too"
+        )?;
+        for ((status, text), count) in &self.refusals {
+            let status = status.map_or(String::new(), |status| format!("{status} "));
+            writeln!(f, "        {count:>6} x {status}{text}")?;
         }
-        writeln!(f, "Given up      {:>9}", self.given_up)?;
-        writeln!(f, "Still queued  {:>9}", self.queued)?;
-        if let Some(Latency { p50, p99, max }) = self.latency_ms {
-            writeln!(f, "Latency       p50 {p50} ms, p99 {p99} ms, max {max} ms")?;
+        if let Some([p50, p99, max]) = quantiles(&self.latencies) {
+            writeln!(f, "Latency  p50 {p50} ms, p99 {p99} ms, max {max} ms")?;
         }
-        writeln!(f, "Time          {:>9} s", self.seconds)
+        writeln!(f, "Time    {:>6.1} s", self.start.elapsed().as_secs_f64())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::iter;
-
-    fn latency(milliseconds: impl Iterator<Item = u64>) -> Option<(f64, f64, f64)> {
-        let sorted: Vec<_> = milliseconds.map(Duration::from_millis).collect();
-        Latency::of(&sorted).map(|latency| (latency.p50, latency.p99, latency.max))
-    }
-
-    #[test]
-    fn a_quantile_is_the_nearest_rank() {
-        assert_eq!(latency(iter::empty()), None);
-        assert_eq!(latency(7..=7), Some((7.0, 7.0, 7.0)));
-        assert_eq!(latency(1..=3), Some((2.0, 3.0, 3.0)));
-        assert_eq!(latency(1..=200), Some((100.0, 198.0, 200.0)));
-    }
+/// The least latencies, in milliseconds, that 50, 99 and 100 per cent do not exceed.
+fn quantiles(latencies: &[Duration]) -> Option<[f64; 3]> {
+    let mut sorted = latencies.to_vec();
+    sorted.sort_unstable();
+    let rank = |per_cent: usize| (sorted.len() * per_cent).div_ceil(100).checked_sub(1);
+    let latency = |per_cent| Some((sorted[rank(per_cent)?].as_secs_f64() * 1e4).round() / 10.0);
+    Some([latency(50)?, latency(99)?, latency(100)?])
 }

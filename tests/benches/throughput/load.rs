@@ -1,115 +1,102 @@
 //! Events on some connections, each sent as soon as the one before it is answered, or at a pace.
 
 use std::cell::{Cell, RefCell};
-use std::fmt::{self, Display, Formatter};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use axum::body::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::{JoinSet, LocalSet};
-use tokio::time::{Interval, interval_at, sleep};
+use tokio::time::{interval_at, sleep};
 
-use crate::event::Source;
-use crate::servers::SECRET;
+use crate::event::{TYPES, renewed};
+use crate::servers::{Running, SECRET};
 use crate::signer::Signer;
 
 /// How long a server is under load before it is measured.
 const WARM_UP: Duration = Duration::from_millis(500);
 
-/// Different events that are sent in turn: ten of each type.
-const EVENTS: u32 = 190;
+/// How many different events of each type are sent in turn.
+const EVENTS: usize = 10;
 
 /// How events are sent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
     pub(crate) connections: u32,
-    /// How many events are sent in a second, on all connections together; as many as are answered
-    /// if this is none.
-    pub(crate) rate: Option<u32>,
-    /// How long is measured.
-    pub(crate) time: Duration,
-}
-
-impl Display for Load {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let plural = if self.connections == 1 { "" } else { "s" };
-        write!(f, "{} connection{plural}", self.connections)?;
-        self.rate
-            .map_or(Ok(()), |rate| write!(f, ", {rate} events a second"))
-    }
+    /// How many events are sent in a second, on all connections together; with 0 as many as are
+    /// answered.
+    pub(crate) rate: u32,
 }
 
 /// What a server did under load.
 #[derive(Clone, Debug)]
 pub(crate) struct Measured {
     /// Events answered 200 in all, those before the measurement included.
-    pub(crate) acknowledged: u64,
-    pub(crate) requests_per_second: f64,
-    /// CPU time a request, where the system tells it.
+    pub(crate) acknowledged: usize,
+    pub(crate) events_per_second: f64,
+    /// CPU time an event, where the system tells it.
     pub(crate) cpu: Option<Duration>,
     pub(crate) p50: Duration,
     pub(crate) p99: Duration,
+    /// The most memory that was resident at once, in KiB, where the system tells it.
+    pub(crate) memory: Option<u32>,
 }
 
 #[derive(Debug, Default)]
 struct Count {
-    acknowledged: Cell<u64>,
+    acknowledged: Cell<usize>,
     measuring: Cell<bool>,
     latencies: RefCell<Vec<Duration>>,
     over: Cell<bool>,
 }
 
 impl Load {
-    /// Sends events; `cpu` tells the CPU time that the server has taken so far.
-    pub(crate) fn run(
-        &self,
-        address: SocketAddr,
-        cpu: impl Fn() -> Option<Duration>,
-    ) -> io::Result<Measured> {
-        let requests: Rc<[Vec<u8>]> = requests()?.into();
+    /// Sends events to a server, and measures it for this `time`.
+    pub(crate) fn run(self, server: &Running, time: Duration) -> io::Result<Measured> {
+        let signer = Signer::new(SECRET, None);
+        let types = TYPES.iter().cycle().take(TYPES.len() * EVENTS);
+        let requests: Rc<[_]> = types
+            .map(|(_, published)| request(&signer, &renewed(published)))
+            .collect();
         let count = Rc::new(Count::default());
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         LocalSet::new().block_on(&runtime, async {
+            let address = server.address;
             let mut sending = JoinSet::new();
             for connection in 0..self.connections {
                 let (requests, count) = (Rc::clone(&requests), Rc::clone(&count));
-                let load = *self;
                 sending.spawn_local(async move {
-                    load.send(address, connection, &requests, &count).await
+                    self.send(address, connection, &requests, &count).await
                 });
             }
             sleep(WARM_UP).await;
-            let (begun, cpu_before) = (Instant::now(), cpu());
+            let (begun, cpu_before) = (Instant::now(), server.cpu());
             count.measuring.set(true);
-            sleep(self.time).await;
-            let (time, cpu_after) = (begun.elapsed(), cpu());
+            sleep(time).await;
+            let (time, cpu_after) = (begun.elapsed(), server.cpu());
             count.measuring.set(false);
             let mut latencies = count.latencies.take();
             count.over.set(true);
             while let Some(sent) = sending.join_next().await {
                 sent??;
             }
-
-            latencies.sort_unstable();
-            let requests = u32::try_from(latencies.len()).unwrap_or(u32::MAX);
-            let percentile = |percent| latencies[latencies.len() * percent / 100];
             if latencies.is_empty() {
                 return Err(io::Error::other("no event was answered"));
             }
+            latencies.sort_unstable();
+            let events = u32::try_from(latencies.len()).unwrap_or(u32::MAX);
+            let cpu = cpu_after.zip(cpu_before);
             Ok(Measured {
                 acknowledged: count.acknowledged.get(),
-                requests_per_second: f64::from(requests) / time.as_secs_f64(),
-                cpu: cpu_after
-                    .zip(cpu_before)
-                    .map(|(after, before)| after.saturating_sub(before) / requests),
-                p50: percentile(50),
-                p99: percentile(99),
+                events_per_second: f64::from(events) / time.as_secs_f64(),
+                cpu: cpu.map(|(after, before)| after.saturating_sub(before) / events),
+                p50: latencies[latencies.len() / 2],
+                p99: latencies[latencies.len() * 99 / 100],
+                memory: server.peak_memory(),
             })
         })
     }
@@ -124,14 +111,16 @@ impl Load {
     ) -> io::Result<()> {
         let mut stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        let mut pace = self.pace(connection);
+        // The connections take turns.
+        let mut pace = (self.rate > 0).then(|| {
+            let between = Duration::from_secs(1) / self.rate;
+            let first = tokio::time::Instant::now() + between * connection;
+            interval_at(first, between * self.connections)
+        });
         let mut answer = Vec::with_capacity(1024);
         // Connections begin at different events.
-        for request in requests
-            .iter()
-            .cycle()
-            .skip(connection as usize % requests.len())
-        {
+        let first = connection as usize % requests.len();
+        for request in requests.iter().cycle().skip(first) {
             if let Some(pace) = &mut pace {
                 pace.tick().await;
             }
@@ -156,28 +145,12 @@ impl Load {
         }
         Ok(())
     }
-
-    /// The connections take turns.
-    fn pace(self, connection: u32) -> Option<Interval> {
-        let between = Duration::from_secs(1) / self.rate?;
-        let first = tokio::time::Instant::now() + between * connection;
-        Some(interval_at(first, between * self.connections))
-    }
 }
 
-/// Events as they come through Heroku's router, which adds headers of its own.
-fn requests() -> io::Result<Vec<Vec<u8>>> {
-    let signer = Signer::new(SECRET, None).map_err(io::Error::other)?;
-    let source = Source::new(Vec::new(), None);
-    Ok((0..EVENTS)
-        .map(|number| request(&signer, &source.body(number)))
-        .collect())
-}
-
-/// A signed event as a request.
-pub(crate) fn request(signer: &Signer, body: &Bytes) -> Vec<u8> {
-    let event = signer.sign(body);
-    let head = format!(
+/// A signed event as it comes through Heroku's router, which adds headers of its own.
+pub(crate) fn request(signer: &Signer, body: &str) -> Vec<u8> {
+    let (token, body) = signer.sign(body);
+    let request = format!(
         "POST / HTTP/1.1\r\n\
          Host: my-app-1a2b3c4d5e6f.herokuapp.com\r\n\
          Connection: keep-alive\r\n\
@@ -190,9 +163,9 @@ pub(crate) fn request(signer: &Signer, body: &Bytes) -> Vec<u8> {
          X-Forwarded-Port: 443\r\n\
          Via: 1.1 heroku-router\r\n\
          X-Request-Start: 1764028800000\r\n\
-         Content-Length: {}\r\n\r\n",
-        event.token.unwrap_or_default(),
-        event.body.len()
+         Content-Length: {}\r\n\r\n{body}",
+        token.unwrap_or_default(),
+        body.len()
     );
-    [head.as_bytes(), &event.body].concat()
+    request.into_bytes()
 }

@@ -2,162 +2,100 @@
 //! that promise less, all in one run.
 //!
 //! ```sh
-//! cargo bench --bench throughput
+//! cargo bench
+//! BESIDE=/path/to/another/receiver cargo bench    # measures that one, too
+//! ROUNDS=3 SECONDS=1 cargo bench                  # shorter than 5 rounds of 3 seconds each
 //! ```
 //!
 //! Machines differ and are noisy, so only ratios count: the servers take turns in every round, a
 //! ratio is taken within its round, and a table shows the medians over the rounds.
 
-#![expect(
-    clippy::print_stderr,
-    clippy::print_stdout,
-    reason = "it reports there"
-)]
+#![expect(clippy::print_stderr, clippy::print_stdout, reason = "it reports")]
 
-#[allow(
-    unused,
-    unfulfilled_lint_expectations,
-    reason = "tested with the simulator"
-)]
+#[allow(unused, reason = "the simulator's, and tested there")]
 #[path = "../../simulator/event.rs"]
 mod event;
 mod load;
+#[allow(unused, reason = "the simulator's, and tested there")]
+#[path = "../../simulator/random.rs"]
+mod random;
 mod servers;
-#[allow(
-    unused,
-    unfulfilled_lint_expectations,
-    reason = "tested with the simulator"
-)]
+#[allow(unused, reason = "the simulator's, and tested there")]
 #[path = "../../simulator/signer.rs"]
 mod signer;
-mod table;
-#[allow(
-    unused,
-    unfulfilled_lint_expectations,
-    reason = "tested with the simulator"
-)]
-#[path = "../../simulator/xid.rs"]
-mod xid;
 
+use std::env;
 use std::error::Error;
-use std::num::ParseIntError;
-use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
-
-use crate::load::Load;
+use crate::load::{Load, Measured};
 use crate::servers::{Running, Server};
-use crate::table::{Figures, Table};
 
-/// Measures the receiver beside servers that promise less.
-#[derive(Debug, Parser)]
-struct Args {
-    /// How many connections send at once, each an event as soon as the one before it is answered;
-    /// 4@200 is 200 events a second on 4 connections
-    #[arg(long, value_delimiter = ',', default_value = "4@200,1,32,256,1000", value_parser = parse_load)]
-    connections: Vec<(u32, Option<u32>)>,
+/// How many connections, and how many events a second; with 0 as many as are answered.
+const LOADS: [(u32, u32); 5] = [(4, 200), (1, 0), (32, 0), (256, 0), (1000, 0)];
 
-    /// How long each server is measured in a round
-    #[arg(long, default_value_t = 3)]
-    seconds: u64,
-
-    /// How often each server is measured
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-
-    /// Which servers
-    #[arg(
-        long,
-        value_enum,
-        value_delimiter = ',',
-        default_value = "receiver,floor,naive"
-    )]
-    servers: Vec<Server>,
-
-    /// Another build of the receiver, for the server `beside`
-    #[arg(long, value_name = "PROGRAM")]
-    beside: Option<PathBuf>,
-
-    /// Be one of the servers; the measuring process starts itself so
-    #[arg(long, value_enum, hide = true)]
-    serve: Option<Server>,
-
-    /// What cargo passes
-    #[arg(long, hide = true)]
-    bench: bool,
-}
-
-fn main() -> ExitCode {
-    let args = Args::parse();
-    let done = match args.serve {
-        Some(server) => server.serve(),
-        None => measure(&args),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(problem) => {
-            eprintln!("error: {problem}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn measure(args: &Args) -> Result<(), Box<dyn Error>> {
-    let servers = &args.servers;
-    if servers.contains(&Server::Receiver) {
-        servers::build_receiver()?;
-    }
-    let loads = args.connections.iter().map(|&(connections, rate)| Load {
-        connections,
-        rate,
-        time: Duration::from_secs(args.seconds),
-    });
-    let mut tables: Vec<_> = loads.map(|load| (load, Table::new(servers))).collect();
-    for round in 1..=args.rounds {
+fn main() -> Result<(), Box<dyn Error>> {
+    let servers = servers::build(env::var_os("BESIDE").map(Into::into))?;
+    let number = |name, default| env::var(name).map_or(Ok(default), |number| number.parse());
+    let (rounds, seconds) = (number("ROUNDS", 5)?, number("SECONDS", 3)?);
+    let mut tables = LOADS.map(|(connections, rate)| (Load { connections, rate }, Vec::new()));
+    for round in 1..=rounds {
         for (load, table) in &mut tables {
-            eprintln!("round {round} of {}: {load}", args.rounds);
-            let figures = servers
-                .iter()
-                .map(|&server| measure_one(server, args.beside.as_deref(), load))
-                .collect::<Result<_, _>>()?;
-            table.push(figures);
+            eprintln!("round {round} of {rounds}: {load:?}");
+            let figures = servers.iter().map(|server| measure(server, *load, seconds));
+            table.push(figures.collect::<Result<Vec<_>, _>>()?);
         }
     }
     for (load, table) in &tables {
-        println!("**{load}**\n\n{table}");
+        print(*load, &servers, table);
     }
     Ok(())
 }
 
-fn parse_load(argument: &str) -> Result<(u32, Option<u32>), ParseIntError> {
-    Ok(match argument.split_once('@') {
-        Some((connections, rate)) => (connections.parse()?, Some(rate.parse()?)),
-        None => (argument.parse()?, None),
-    })
+fn measure(server: &Server, load: Load, seconds: u64) -> Result<Measured, Box<dyn Error>> {
+    let running = Running::start(server)?;
+    let measured = load.run(&running, Duration::from_secs(seconds))?;
+    let (events, lines) = (measured.acknowledged, running.stop()?);
+    if !server.is_floor && lines < events {
+        return Err(format!("{}: {events} events, {lines} lines", server.name).into());
+    }
+    Ok(measured)
 }
 
-fn measure_one(
-    server: Server,
-    beside: Option<&Path>,
-    load: &Load,
-) -> Result<Figures, Box<dyn Error>> {
-    let running = Running::start(server, beside)?;
-    let first_answer = running.first_answer()?;
-    let measured = load.run(running.address, || running.cpu())?;
-    let memory = running.peak_memory();
-    let lines = running.stop()?;
-    if server != Server::Floor && lines < measured.acknowledged {
-        return Err(format!(
-            "{server:?} acknowledged {} events and wrote {lines} lines",
-            measured.acknowledged
-        )
-        .into());
+/// A table of the medians over the rounds, each of which has what was measured of each server.
+fn print(load: Load, servers: &[Server], rounds: &[Vec<Measured>]) {
+    let Load { connections, rate } = load;
+    println!(
+        "**{connections} connections, {rate} events a second** (0: as many as are answered)\n"
+    );
+    println!("| server | events/s | CPU µs/event | p50 ms | p99 ms | peak MiB |");
+    println!("|---|---|---|---|---|---|");
+    for (row, server) in servers.iter().enumerate() {
+        // The median of a figure, and of its ratio to the first server's.
+        let cell = |figure: &dyn Fn(&Measured) -> Option<f64>, decimals: usize| {
+            let value = median(rounds.iter().map(|round| figure(&round[row])));
+            let ratio = |round: &Vec<Measured>| Some(figure(&round[row])? / figure(&round[0])?);
+            let both = value.zip(median(rounds.iter().map(ratio)));
+            let both = both.map(|(value, ratio)| format!("{value:.decimals$} ({ratio:.2})"));
+            both.unwrap_or("?".to_owned())
+        };
+        let milliseconds = |time: Duration| Some(time.as_secs_f64() * 1e3);
+        println!(
+            "| {} | {} | {} | {} | {} | {} |",
+            server.name,
+            cell(&|measured| Some(measured.events_per_second), 0),
+            cell(&|measured| Some(measured.cpu?.as_secs_f64() * 1e6), 1),
+            cell(&|measured| milliseconds(measured.p50), 2),
+            cell(&|measured| milliseconds(measured.p99), 2),
+            cell(&|measured| Some(f64::from(measured.memory?) / 1024.0), 1),
+        );
     }
-    Ok(Figures {
-        first_answer,
-        memory,
-        measured,
-    })
+    println!();
+}
+
+/// The middle one; `None` if any is.
+fn median(values: impl Iterator<Item = Option<f64>>) -> Option<f64> {
+    let mut values: Vec<f64> = values.collect::<Option<_>>()?;
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
 }
