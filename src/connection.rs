@@ -1,176 +1,93 @@
-//! One connection within its limits: how long it may take, and how large a head may be.
+//! One connection: what is read and written, how large a head may be, what is no HTTP/1.1, and the
+//! end.
 //!
-//! axum's `serve` sets no timer and lets a connection buffer some 400 KB of head. The limits here
-//! hold at the socket, whatever hyper does above it.
+//! It stands between the socket and hyper 1, of which it assumes (with the test that fails if that
+//! changes):
+//! - after a read that completes a head it may read once more, and polls the handler within the same
+//!   poll (`a_request_that_arrives_with_its_eviction_is_answered`);
+//! - whenever the task is woken it polls the read, the write or the shutdown that it waits for
+//!   (`a_new_connection_evicts_the_oldest`, `what_waits_for_a_head_is_closed_at_once`);
+//! - what it cannot parse it answers with a 4xx (`what_is_not_http_is_named`);
+//! - after an answer with `Connection: close` it shuts the connection down, though the request may
+//!   not have been read whole (`every_refusal_ends_its_connection`).
+//!
+//! And of tokio's runtime of one thread, that it runs tasks in the order in which they were woken:
+//! evicted ones before the ones that axum then tells to stop
+//! (`requests_that_have_arrived_on_kept_connections_are_answered`).
 
 use std::io::{self, ErrorKind};
 use std::mem;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
+use axum::http::StatusCode;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, Take};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::Instant;
 
-use crate::admission::{Phase, Slot};
 use crate::refusal::Refusal;
+use crate::registry::{Phase, Registry, Slot};
 use crate::report::Report;
 
-/// The largest head of a request, in bytes.
+/// The size in bytes that the head of a request must stay below, with what is read of its body at
+/// the same time. hyper's own limit is 400 KiB.
 pub const MAX_HEAD_BYTES: usize = 16 * 1024;
 
-/// How long a request may take to arrive whole, from its first byte. The sender gives up at 10 s
-/// ("Best practices").
-pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// How long a connection may be idle. Longer than the 90 s after which Heroku's router closes its
-/// own ("HTTP routing"): whichever side closes first may cut off a request that is on its way.
-pub const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
-
-/// How long a connection that is being closed still discards input after its last answer. Closed
-/// at once it would be reset, and a client that is still sending would not read that answer.
-const LINGER: Duration = Duration::from_millis(500);
-
-/// The most that one read takes, in bytes. hyper doubles its buffer, 8 KiB at first, whenever a
-/// read fills it.
+/// How many bytes one read may take. hyper doubles its buffer, 8 KiB at first, whenever a read
+/// fills it.
 const MAX_READ_BYTES: usize = 4 * 1024;
 
-/// What hyper writes to ask for a body. It is not an answer.
-const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-
-/// The first bytes of every HTTP/2 connection (RFC 9113, 3.4).
-const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// The first bytes of a PROXY protocol header of version 2.
-const PROXY_V2_SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
-
-/// A connection within its limits.
+/// An open connection. It closes when this is dropped.
 #[derive(Debug)]
 pub struct Connection {
-    stream: Take<TcpStream>,
-    slot: Slot,
-    report: Arc<Report>,
-    /// How many bytes have been read since the last answer.
-    read_bytes: usize,
-    /// The first of those bytes, by which other protocols are told apart.
-    opening: [u8; HTTP2_PREFACE.len()],
-    /// Whether the last read found nothing. Then hyper has parsed all that was read before, and
-    /// keeps none of it but an unfinished head.
-    drained: bool,
-    /// Whether the client has shut down its sending half.
-    ended: bool,
-    /// Whether an answer has begun to be written, and not all of it is.
-    answering: bool,
-    last_answer: Option<Instant>,
-    deadline: Instant,
-    /// Wakes the task at the deadline, or before it.
-    timer: Pin<Box<Sleep>>,
+    pub(crate) stream: Take<TcpStream>,
+    pub(crate) slot: Slot,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) report: Arc<Report>,
+    /// True if the last read found something, or the end: hyper may not have looked at it yet.
+    pub(crate) is_unseen: bool,
 }
 
 impl Connection {
-    pub(crate) fn new(stream: TcpStream, slot: Slot, report: Arc<Report>) -> Self {
-        Self {
-            stream: stream.take(0),
-            slot,
-            report,
-            read_bytes: 0,
-            opening: [0; HTTP2_PREFACE.len()],
-            drained: true,
-            ended: false,
-            answering: false,
-            last_answer: None,
-            deadline: Instant::now() + IDLE_TIMEOUT,
-            timer: Box::pin(sleep(REQUEST_TIMEOUT)),
-        }
-    }
-
-    pub(crate) fn slot(&self) -> &Slot {
-        &self.slot
-    }
-
-    /// Resolves, while nothing can be read or written, when the connection has to be closed.
-    ///
-    /// `has_read` tells whether bytes have just been read: a head that they completed is handed to
-    /// its handler before the next poll.
-    fn poll_close(&mut self, cx: &mut Context<'_>, has_read: bool) -> Poll<ErrorKind> {
-        while self.timer.as_mut().poll(cx).is_ready() {
-            let now = Instant::now();
-            // Once the request is whole, it is the receiver that takes its time.
-            if now >= self.deadline && self.slot.phase() != Phase::Answer {
-                return Poll::Ready(ErrorKind::TimedOut);
-            }
-            // Within REQUEST_TIMEOUT, so that the first byte of a request need not reset the timer.
-            let latest = now + REQUEST_TIMEOUT;
-            let next = if now < self.deadline {
-                self.deadline.min(latest)
-            } else {
-                latest
-            };
-            self.timer.as_mut().reset(next);
-        }
-        if !self.slot.has_to_close(cx.waker()) {
+    /// Called when nothing can be read. Resolves when the connection has to close, since it is
+    /// evicted, waits for its client, and nothing has arrived.
+    fn poll_evicted(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let is_unseen = mem::take(&mut self.is_unseen);
+        if !self.slot.must_close(cx.waker()) {
             return Poll::Pending;
         }
-        if has_read {
+        if is_unseen {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        // The place is free before hyper and the handler have finished with this connection.
-        self.slot.release();
-        Poll::Ready(ErrorKind::ConnectionAborted)
-    }
-
-    /// The client has sent all that it will. The answer to a request that it sent whole is still
-    /// written, so hyper learns of the end only after that.
-    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let first = !mem::replace(&mut self.ended, true);
-        if self.slot.phase() == Phase::Answer {
-            return self.poll_close(cx, false).map(|kind| Err(kind.into()));
-        }
-        if first {
-            // The handler may not have seen the last bytes yet.
-            cx.waker().wake_by_ref();
+        if self.has_arrived() {
+            // The runtime wakes the task when it has noticed.
             return Poll::Pending;
         }
-        Poll::Ready(Ok(()))
+        Poll::Ready(ErrorKind::ConnectionAborted.into())
     }
 
-    fn note_read(&mut self, bytes: &[u8]) {
-        if self.read_bytes == 0 {
-            self.deadline = Instant::now() + REQUEST_TIMEOUT;
-        }
-        if let Some(free) = self.opening.get_mut(self.read_bytes..) {
-            let count = free.len().min(bytes.len());
-            free[..count].copy_from_slice(&bytes[..count]);
-        }
-        self.read_bytes += bytes.len();
-        self.drained = false;
+    /// Asks the operating system: the runtime learns only once in a turn what has arrived.
+    fn has_arrived(&self) -> bool {
+        let socket = self.stream.get_ref().as_fd().try_clone_to_owned();
+        let peek = |socket| std::net::TcpStream::from(socket).peek(&mut [0]);
+        socket.and_then(peek).is_ok_and(|count| count > 0)
     }
 
-    /// Names what hyper could not parse as HTTP/1.1.
-    fn not_http_reason(&self) -> Refusal {
-        let opening = &self.opening[..self.read_bytes.min(self.opening.len())];
-        if opening.starts_with(&[0x16, 3]) {
-            Refusal::TlsHandshake
-        } else if opening.starts_with(b"PRI * HTTP/2.0\r\n") {
-            Refusal::Http2Preface
-        } else if opening.starts_with(b"PROXY ") || opening.starts_with(PROXY_V2_SIGNATURE) {
-            Refusal::ProxyProtocol
-        } else {
-            Refusal::MalformedRequest
-        }
+    /// Something else than an HTTP/1.1 request has arrived: tells the operator, and has hyper refuse
+    /// it, which no NUL can be a part of.
+    fn reject(&self, refusal: Refusal, buffer: &mut ReadBuf<'_>) {
+        self.report.refused(refusal, None, self.slot.client);
+        self.slot.close(Instant::now());
+        buffer.put_slice(b"\0\r\n\r\n");
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.slot.release();
-        // hyper closes such a connection without an answer.
-        if self.read_bytes >= HTTP2_PREFACE.len() && self.opening == HTTP2_PREFACE {
-            self.report.not_http(Refusal::Http2Preface);
-        }
+        self.registry.closed(&self.slot);
     }
 }
 
@@ -181,30 +98,31 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let mut limit = MAX_READ_BYTES;
-        if this.slot.phase() == Phase::Head {
-            limit = limit.min(MAX_HEAD_BYTES.saturating_sub(this.read_bytes));
-        }
+        let phase = this.slot.phase();
+        let limit = match phase {
+            Phase::Head(bytes) => MAX_READ_BYTES.min(MAX_HEAD_BYTES - bytes),
+            _ => MAX_READ_BYTES,
+        };
         if limit == 0 {
-            this.report.not_http(Refusal::HeadTooLarge);
-            return Poll::Ready(Err(ErrorKind::InvalidData.into()));
+            this.reject(Refusal::HeadTooLarge, buffer);
+            return Poll::Ready(Ok(()));
         }
         this.stream.set_limit(limit as u64);
-        let filled = buffer.filled().len();
-        if Pin::new(&mut this.stream)
-            .poll_read(cx, buffer)?
-            .is_pending()
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut this.stream).poll_read(cx, buffer)?;
+        if read.is_pending() {
+            return this.poll_evicted(cx).map(Err);
+        }
+        let bytes = &buffer.filled()[before..];
+        this.is_unseen = true;
+        this.slot.count_read(bytes.len());
+        if phase == Phase::Head(0)
+            && let Some(refusal) = other_protocol(bytes)
         {
-            let has_read = !mem::replace(&mut this.drained, true);
-            return this.poll_close(cx, has_read).map(|kind| Err(kind.into()));
+            buffer.set_filled(before);
+            this.reject(refusal, buffer);
         }
-        match &buffer.filled()[filled..] {
-            [] => this.poll_end(cx),
-            bytes => {
-                this.note_read(bytes);
-                Poll::Ready(Ok(()))
-            }
-        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -214,68 +132,66 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        if !this.slot.is_open() {
+        // A handler's own 4xx is written in the phase Closing.
+        if matches!(self.slot.phase(), Phase::Head(_))
+            && let Some(status) = client_error(bytes)
+        {
+            let refusal = Refusal::MalformedRequest(status);
+            self.report.refused(refusal, None, self.slot.client);
+            self.slot.close(Instant::now());
+        }
+        let written = Pin::new(self.stream.get_mut()).poll_write(cx, bytes);
+        if written.is_pending() && self.slot.must_close(cx.waker()) {
             return Poll::Ready(Err(ErrorKind::ConnectionAborted.into()));
         }
-        let is_answer = !CONTINUE.ends_with(bytes);
-        if is_answer && !mem::replace(&mut this.answering, true) {
-            // Before it is written: a client that does not take it makes room, too.
-            let by_handler = this.slot.begin_answer();
-            let is_client_error = bytes.get(..10).is_some_and(|start| start.ends_with(b" 4"));
-            if !by_handler && is_client_error {
-                // hyper itself answers what it cannot parse.
-                this.report.not_http(this.not_http_reason());
-            }
-            // What hyper has not parsed is at least the first byte of the next request.
-            this.read_bytes = usize::from(!this.drained);
-        }
-        let Poll::Ready(count) = Pin::new(this.stream.get_mut()).poll_write(cx, bytes)? else {
-            return this.poll_close(cx, false).map(|kind| Err(kind.into()));
-        };
-        if is_answer {
-            let now = Instant::now();
-            this.last_answer = Some(now);
-            this.deadline = now
-                + if this.drained {
-                    IDLE_TIMEOUT
-                } else {
-                    REQUEST_TIMEOUT
-                };
-            if this.ended {
-                // hyper then reads the end again.
-                cx.waker().wake_by_ref();
-            }
-        }
-        Poll::Ready(Ok(count))
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // hyper flushes once it has written everything.
-        self.answering = false;
         Pin::new(self.stream.get_mut()).poll_flush(cx)
     }
 
-    /// Sends FIN, then discards input for up to 500 ms, so that the client can read its answer.
+    /// Sends FIN, then discards what still arrives until the client closes or the connection is
+    /// evicted. Closed at once it would be reset, and a client that is still sending would not read
+    /// its answer.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        ready!(Pin::new(this.stream.get_mut()).poll_shutdown(cx))?;
-        let Some(last_answer) = this.last_answer else {
+        self.slot.close(Instant::now());
+        let must_close = self.slot.must_close(cx.waker());
+        let mut stream = Pin::new(self.stream.get_mut());
+        ready!(stream.as_mut().poll_shutdown(cx))?;
+        if must_close {
             return Poll::Ready(Ok(()));
-        };
-        this.deadline = last_answer + LINGER;
-        let mut discarded = [0; MAX_READ_BYTES];
-        while Instant::now() < this.deadline {
-            let mut buffer = ReadBuf::new(&mut discarded);
-            match Pin::new(this.stream.get_mut()).poll_read(cx, &mut buffer) {
-                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {}
-                Poll::Ready(_) => break,
-                Poll::Pending => {
-                    this.timer.as_mut().reset(this.deadline);
-                    return this.poll_close(cx, false).map(|_| Ok(()));
-                }
-            }
         }
-        Poll::Ready(Ok(()))
+        let mut discarded = [0; MAX_READ_BYTES];
+        let mut buffer = ReadBuf::new(&mut discarded);
+        let read = ready!(stream.poll_read(cx, &mut buffer));
+        if read.is_err() || buffer.filled().is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        // Other connections come first.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+/// The status of an answer, if it is a 4xx.
+fn client_error(answer: &[u8]) -> Option<StatusCode> {
+    let status = answer.strip_prefix(b"HTTP/1.")?.get(2..5)?;
+    let status = StatusCode::from_bytes(status).ok()?;
+    status.is_client_error().then_some(status)
+}
+
+/// Names the protocol that begins with these bytes, if it is another one than HTTP. hyper's first
+/// read asks for 24 bytes.
+fn other_protocol(bytes: &[u8]) -> Option<Refusal> {
+    let is = |opening: &[u8]| bytes.starts_with(opening);
+    if is(&[0x16, 3]) {
+        Some(Refusal::TlsHandshake)
+    } else if is(b"PRI * HTTP/2.0\r\n") {
+        Some(Refusal::Http2Preface)
+    } else if is(b"PROXY ") || is(b"\r\n\r\n\0\r\nQUIT\n") {
+        Some(Refusal::ProxyProtocol)
+    } else {
+        None
     }
 }

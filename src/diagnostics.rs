@@ -1,12 +1,15 @@
 //! Diagnostics to stderr that never block, fail or panic: what stderr can't take is dropped.
 
+use std::env;
 use std::io::{self, IsTerminal, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{self, SyncSender};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::error;
-use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -19,100 +22,65 @@ const FLUSH_TIMEOUT: Duration = Duration::from_millis(300);
 /// Writes lines to stderr, from a thread of its own.
 #[derive(Clone, Debug)]
 pub struct Diagnostics {
-    queue: SyncSender<Message>,
-}
-
-#[derive(Debug)]
-enum Message {
-    Line(Vec<u8>),
-    Flush(SyncSender<()>),
+    queue: SyncSender<Vec<u8>>,
+    /// How many lines have been queued and not written.
+    unwritten: Arc<AtomicUsize>,
 }
 
 impl Diagnostics {
-    /// Sends this process's tracing events that pass `filter`, and its panics, to stderr.
+    /// Sends this process's tracing events that pass `filter`, and its panics, to stderr. Each line
+    /// begins with the time unless `platform_adds_time`.
     ///
     /// # Errors
     /// The operating system's, if it has no thread to give.
-    pub fn start(filter: LevelFilter) -> io::Result<Self> {
-        let (queue, messages) = mpsc::sync_channel(MAX_QUEUED_LINES);
-        thread::Builder::new()
-            .name("diagnostics".to_owned())
-            .spawn(move || {
-                for message in messages {
-                    match message {
-                        Message::Line(line) => {
-                            let _ = io::stderr().write_all(&line);
-                        }
-                        Message::Flush(flushed) => {
-                            let _ = flushed.send(());
-                        }
-                    }
-                }
-            })
-            .map_err(|error| {
-                let problem = format!("cannot start a thread for diagnostics: {error}");
-                io::Error::new(error.kind(), problem)
-            })?;
-        let diagnostics = Self { queue };
+    pub fn start(filter: Targets, platform_adds_time: bool) -> io::Result<Self> {
+        let (queue, lines) = mpsc::sync_channel::<Vec<u8>>(MAX_QUEUED_LINES);
+        let unwritten = Arc::new(AtomicUsize::new(0));
+        let written = Arc::clone(&unwritten);
+        let name = "diagnostics".to_owned();
+        thread::Builder::new().name(name).spawn(move || {
+            for line in lines {
+                let _ = io::stderr().write_all(&line);
+                written.fetch_sub(1, Relaxed);
+            }
+        })?;
+        let diagnostics = Self { queue, unwritten };
+        let writer = diagnostics.clone();
+        let no_color = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let layer = tracing_subscriber::fmt::layer()
             .with_target(false)
-            .with_ansi(io::stderr().is_terminal())
-            .with_writer({
-                let diagnostics = diagnostics.clone();
-                move || diagnostics.clone()
-            });
-        // Whatever collects lines adds the time itself, as Heroku does.
-        let layer = if io::stderr().is_terminal() {
-            layer.boxed()
-        } else {
+            .with_ansi(io::stderr().is_terminal() && !no_color)
+            .with_writer(move || writer.clone());
+        let layer = if platform_adds_time {
             layer.without_time().boxed()
+        } else {
+            layer.boxed()
         };
         tracing_subscriber::registry()
             .with(layer.with_filter(filter))
             .init();
         std::panic::set_hook(Box::new(|panic| {
-            error!(
-                panic = panic.to_string(),
-                "a defect of the receiver; please report it"
-            );
+            let panic = panic.to_string();
+            error!(panic, "a defect of the receiver; please report it");
         }));
         Ok(diagnostics)
     }
 
     /// Waits until stderr has what was sent so far, for up to 300 ms.
-    pub fn flush(&self) {
-        let (flushed, done) = mpsc::sync_channel(1);
-        let queue = self.queue.clone();
-        // The queue may be full, and only a blocking send waits for a place in it.
-        let sent = thread::Builder::new().spawn(move || queue.send(Message::Flush(flushed)));
-        if sent.is_ok() {
-            let _ = done.recv_timeout(FLUSH_TIMEOUT);
+    pub fn wait_until_written(&self) {
+        let begun = Instant::now();
+        while self.unwritten.load(Relaxed) > 0 && begun.elapsed() < FLUSH_TIMEOUT {
+            thread::sleep(Duration::from_millis(1));
         }
-    }
-}
-
-/// Prints an error that ends the process, whatever `RUST_LOG` says; if stderr does not take it in
-/// time, the exit code has to do.
-pub fn print_error(problem: &str) {
-    let line = format!("ERROR {problem}\n");
-    let (printed, done) = mpsc::sync_channel(1);
-    let print = {
-        let line = line.clone();
-        move || {
-            let _ = io::stderr().write_all(line.as_bytes());
-            let _ = printed.send(());
-        }
-    };
-    if thread::Builder::new().spawn(print).is_ok() {
-        let _ = done.recv_timeout(FLUSH_TIMEOUT);
-    } else {
-        let _ = io::stderr().write_all(line.as_bytes());
     }
 }
 
 impl Write for Diagnostics {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let _ = self.queue.try_send(Message::Line(line.to_vec()));
+        self.unwritten.fetch_add(1, Relaxed);
+        if self.queue.try_send(line.to_vec()).is_err() {
+            self.unwritten.fetch_sub(1, Relaxed);
+        }
         Ok(line.len())
     }
 

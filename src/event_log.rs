@@ -1,17 +1,15 @@
-//! Verified events to stdout, one line each; an event counts as logged once its bytes are written.
+//! Verified events to stdout, one line each. An event is logged once its line's last byte is
+//! written.
 //!
-//! One task turns events into lines, collects the lines that have queued up into a batch, writes
-//! the batch, and reports the outcome to each sender that waits: a write costs more than a line.
-//!
-//! Four rules hold whatever fails:
-//! - a line that has been started is finished before another is started;
+//! One task makes lines of what has queued up, writes them as one batch, and tells each sender the
+//! outcome: a write costs more than a line. Whatever fails,
+//! - a line that has been started is finished before anything else is written;
 //! - a batch is whole lines of at most [`PIPE_BUF`] bytes together, or one longer line;
-//! - an event whose line is not written to its last byte is never reported as logged;
+//! - what waits behind a failed write fails with it, at once;
 //! - an event whose sender has given up before its turn is skipped: it is sent again.
 
 use std::borrow::Cow;
-use std::io::{self, ErrorKind};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use serde::de::IgnoredAny;
@@ -20,242 +18,151 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::admission::MAX_CONNECTIONS;
-use crate::body::{MAX_LARGE_BODIES, Reservation, SMALL_BODY_BYTES};
 use crate::refusal::Refusal;
+use crate::registry::{MAX_CONNECTIONS, MAX_EVICTED};
 use crate::report::Report;
-use crate::stdout::{Stdout, Written};
+use crate::stdout::Stdout;
 use crate::verify::VerifiedEvent;
 
-/// How long an event may wait for stdout: half of the 10 s in which the sender wants its answer
-/// ("Best practices").
+/// How long an event may wait for stdout: half of the 10 s in which a Data Connector wants its
+/// answer (DT's page "Best Practices").
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The most bytes that a pipe takes as one piece, whoever else writes to it: on Linux 4,096.
 pub const PIPE_BUF: usize = 4096;
 
-/// How many small events may wait for stdout.
-const MAX_QUEUED_EVENTS: usize = MAX_CONNECTIONS;
-
-/// How many bytes of memory are kept for the next batch.
-const MAX_KEPT_BYTES: usize = 64 * 1024;
+/// The operating system's error code for a pipe without a reader.
+pub(crate) const EPIPE: i32 = 32;
 
 /// Where verified events go.
 #[derive(Debug)]
 pub struct EventLog {
-    small: mpsc::Sender<Entry>,
-    /// Events over [`SMALL_BODY_BYTES`], which are written only when no small one waits.
-    large: mpsc::Sender<Entry>,
+    queue: mpsc::Sender<Entry>,
 }
 
-/// The task that writes. It ends when its [`EventLog`] is dropped, or when no event can be written
-/// any more.
-#[derive(Debug)]
-pub struct WriterTask {
-    task: JoinHandle<io::Result<()>>,
-}
+/// The task that writes. It ends once its [`EventLog`] is dropped and everything is written, or
+/// with the operating system's error code once stdout has no reader.
+pub type WriterTask = JoinHandle<Result<(), i32>>;
 
 #[derive(Debug)]
 struct Entry {
-    event: VerifiedEvent,
+    /// Gone once its sender has given up, so that it needs no memory until its turn.
+    event: Weak<VerifiedEvent>,
     outcome: Outcome,
-    _reservation: Option<Reservation>,
 }
 
-type Outcome = oneshot::Sender<Result<(), ErrorKind>>;
+/// Tells an event's sender what came of it: an error code of the operating system is a failure.
+type Outcome = oneshot::Sender<Result<(), i32>>;
 
-/// What is to be written.
 #[derive(Debug, Default)]
-struct Buffer {
+struct Batch {
+    /// Whole lines.
     bytes: Vec<u8>,
-    /// The lines in `bytes`, from the first to the last.
-    lines: Vec<Line>,
-    /// Whether a line has been started; then its rest is the first of these.
-    mid_line: bool,
-}
-
-#[derive(Debug)]
-struct Line {
-    /// Its end as an offset in [`Buffer::bytes`].
-    end: usize,
-    /// Whether it is an event's; otherwise it ends a line that another process has started.
-    is_event: bool,
-    /// Tells the event's sender the outcome; none once it is told.
-    outcome: Option<Outcome>,
+    /// Where each of them ends, and who waits for it.
+    lines: Vec<(usize, Outcome)>,
 }
 
 impl EventLog {
-    /// Starts the task that writes to `out`; must be called in a tokio runtime.
-    #[must_use]
-    pub fn start(out: Stdout, report: Arc<Report>) -> (Self, WriterTask) {
-        let (small, small_entries) = mpsc::channel(MAX_QUEUED_EVENTS);
-        let (large, large_entries) = mpsc::channel(MAX_LARGE_BODIES);
-        let task = tokio::spawn(write_events(out, small_entries, large_entries, report));
-        (Self { small, large }, WriterTask { task })
+    /// Starts the task that writes to `stdout`; must be called in a tokio runtime.
+    pub fn start(stdout: Stdout, report: Arc<Report>) -> (Self, WriterTask) {
+        // Each connection waits for one event at most.
+        let (queue, entries) = mpsc::channel(MAX_CONNECTIONS + MAX_EVICTED);
+        let task = tokio::spawn(write_events(stdout, entries, report));
+        (Self { queue }, task)
     }
 
-    /// Writes an event's line to stdout; returns once its last byte is written. The event keeps its
-    /// `reservation` while it waits for its turn.
+    /// Writes an event's line to stdout; returns once its last byte is written.
     ///
     /// # Errors
-    /// [`Refusal::WriteFailed`] if a write failed first, [`Refusal::StdoutStalled`] if it took
-    /// longer than [`WRITE_TIMEOUT`]. The line may still appear, whole.
-    pub async fn append(
-        &self,
-        event: VerifiedEvent,
-        reservation: Option<Reservation>,
-    ) -> Result<(), Refusal> {
-        let (outcome, written) = oneshot::channel();
-        let is_small = event.body().len() <= SMALL_BODY_BYTES;
-        let queue = if is_small { &self.small } else { &self.large };
+    /// [`Refusal::WriteFailed`] if a write failed first, [`Refusal::StdoutStalled`] after
+    /// [`WRITE_TIMEOUT`]. The line may still appear, whole.
+    pub async fn append(&self, event: VerifiedEvent) -> Result<(), Refusal> {
+        let (outcome, told) = oneshot::channel();
+        let event = Arc::new(event);
         let entry = Entry {
-            event,
+            event: Arc::downgrade(&event),
             outcome,
-            _reservation: reservation,
         };
         let write = async {
-            // The task ends before the event log only if stdout has no reader any more.
-            let ended = ErrorKind::BrokenPipe;
-            queue.send(entry).await.map_err(|_| ended)?;
-            written.await.map_err(|_| ended)?
+            self.queue.send(entry).await.ok()?;
+            told.await.ok()
         };
         match timeout(WRITE_TIMEOUT, write).await {
-            Ok(result) => result.map_err(Refusal::WriteFailed),
+            Ok(Some(outcome)) => outcome.map_err(Refusal::WriteFailed),
+            // The task has ended before the event log.
+            Ok(None) => Err(Refusal::WriteFailed(EPIPE)),
             Err(_) => Err(Refusal::StdoutStalled),
         }
     }
 }
 
-impl WriterTask {
-    /// Waits until the [`EventLog`] has been dropped and what it was given is written.
-    ///
-    /// # Errors
-    /// Why no event can be written any more; the message is for the operator.
-    pub async fn ended(&mut self) -> io::Result<()> {
-        // The panic hook has logged the panic.
-        (&mut self.task).await.unwrap_or_else(|_| Err(died()))
-    }
-}
-
-fn died() -> io::Error {
-    io::Error::other("the writer of events has died; please report it")
-}
-
 async fn write_events(
-    mut out: Stdout,
-    mut small: mpsc::Receiver<Entry>,
-    mut large: mpsc::Receiver<Entry>,
+    mut stdout: Stdout,
+    mut queue: mpsc::Receiver<Entry>,
     report: Arc<Report>,
-) -> io::Result<()> {
-    let mut buffer = Buffer::default();
-    if out.mid_line {
-        buffer.end_foreign_line();
-    }
+) -> Result<(), i32> {
+    let mut batch = Batch::default();
+    // What did not fit into the batch before.
+    let mut next = None;
     loop {
-        // The rest of a line is tried again only when there is another line to write.
-        if buffer.waiting() == 0 {
-            let entry = tokio::select! {
-                biased;
-                Some(entry) = small.recv() => entry,
-                Some(entry) = large.recv() => entry,
-                else => break,
-            };
-            buffer.push(entry);
+        if next.is_none() {
+            next = queue.recv().await;
         }
-        while buffer.bytes.len() < PIPE_BUF {
-            match small.try_recv() {
-                Ok(entry) => buffer.push(entry),
-                Err(_) => break,
+        if next.is_none() {
+            break;
+        }
+        let mut written = 0;
+        let mut result = stdout.finish_line().await;
+        if result.is_ok() {
+            while let Some(entry) = next.take().or_else(|| queue.try_recv().ok()) {
+                next = batch.push(entry);
+                if next.is_some() || batch.bytes.len() >= PIPE_BUF {
+                    break;
+                }
+            }
+            (written, result) = stdout.write(&batch.bytes).await;
+        }
+        batch.tell(written, result, &report);
+        if result.is_err() {
+            while let Some(entry) = next.take().or_else(|| queue.try_recv().ok()) {
+                let _ = entry.outcome.send(result);
             }
         }
-        let result = buffer.write(&mut out, &report).await?;
-        if result == Err(ErrorKind::BrokenPipe) {
-            let reason = Refusal::WriteFailed(ErrorKind::BrokenPipe).reason();
-            return Err(io::Error::new(ErrorKind::BrokenPipe, reason));
+        if result == Err(EPIPE) {
+            return result;
         }
     }
-    // A last attempt to finish a line that has been started; no sender waits for it any more.
-    let _ = buffer.write(&mut out, &report).await?;
+    // A last attempt; its sender has been told that it failed.
+    let _ = stdout.finish_line().await;
     Ok(())
 }
 
-impl Buffer {
-    fn end_foreign_line(&mut self) {
-        self.mid_line = true;
-        self.bytes.push(b'\n');
-        self.lines.push(Line {
-            end: self.bytes.len(),
-            is_event: false,
-            outcome: None,
-        });
-    }
-
-    /// Adds the line of an event, if its sender still waits.
-    fn push(&mut self, Entry { event, outcome, .. }: Entry) {
-        if !outcome.is_closed() {
-            push_line(&mut self.bytes, event.body());
-            self.lines.push(Line {
-                end: self.bytes.len(),
-                is_event: true,
-                outcome: Some(outcome),
-            });
+impl Batch {
+    /// Adds the line of an event, unless its sender has given up. Returns the event if its line does
+    /// not fit.
+    fn push(&mut self, entry: Entry) -> Option<Entry> {
+        let event = entry.event.upgrade()?;
+        let end = self.bytes.len();
+        push_line(&mut self.bytes, event.body());
+        if end > 0 && self.bytes.len() > PIPE_BUF {
+            self.bytes.truncate(end);
+            return Some(entry);
         }
+        self.lines.push((self.bytes.len(), entry.outcome));
+        None
     }
 
-    /// The number of lines that a sender waits for.
-    fn waiting(&self) -> usize {
-        self.lines.len() - usize::from(self.mid_line)
-    }
-
-    /// Writes one batch and tells its senders the outcome, which is also returned; an error, if the
-    /// thread that writes has died.
-    async fn write(
-        &mut self,
-        out: &mut Stdout,
-        report: &Report,
-    ) -> io::Result<Result<(), ErrorKind>> {
-        let fitting = self.lines.iter().take_while(|line| line.end <= PIPE_BUF);
-        let count = fitting.count().max(1).min(self.lines.len());
-        let batch = self.lines[..count].last().map_or(0, |line| line.end);
-        let written = out.write(&self.bytes[..batch]).await.ok_or_else(died)?;
-        let Written { count: end, result } = written;
-        // What waits behind a batch that failed fails with it, rather than wait for its rest.
-        let (count, batch) = match result {
-            Ok(()) => (count, batch),
-            Err(_) => (self.lines.len(), self.bytes.len()),
-        };
-
-        if let Some(last) = self.bytes[..end].last() {
-            self.mid_line = *last != b'\n';
-        }
-        let mut rest = None;
-        for line in self.lines.drain(..count) {
-            let is_written = line.end <= end;
-            if is_written && line.is_event {
+    /// Tells the sender of each line the outcome, and empties the batch.
+    fn tell(&mut self, written: usize, result: Result<(), i32>, report: &Report) {
+        for (end, outcome) in self.lines.drain(..) {
+            let is_written = end <= written;
+            if is_written {
                 report.logged();
             }
-            if let Some(outcome) = line.outcome {
-                // Fails if the sender has given up.
-                let _ = outcome.send(if is_written { Ok(()) } else { result });
-            }
-            if !is_written && self.mid_line && rest.is_none() {
-                rest = Some(Line {
-                    end: line.end - end,
-                    is_event: line.is_event,
-                    outcome: None,
-                });
-            }
+            // Fails if the sender has given up.
+            let _ = outcome.send(if is_written { Ok(()) } else { result });
         }
-        // The rest of a started line stays, and what follows the batch.
-        let kept = rest.as_ref().map_or(0, |rest| rest.end);
-        self.bytes.drain(end + kept..batch);
-        self.bytes.drain(..end);
-        self.bytes.shrink_to(MAX_KEPT_BYTES);
-        for line in &mut self.lines {
-            line.end = line.end - batch + kept;
-        }
-        self.lines.splice(..0, rest);
-        Ok(result)
+        self.bytes.clear();
     }
 }
 

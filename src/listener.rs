@@ -1,23 +1,19 @@
-//! The listening socket, whose connections are admitted within the limits.
+//! The socket that listens: bind, accept, and what the operating system refuses.
 
-use std::future::poll_fn;
-use std::io::{
-    self,
-    ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset},
-};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::connect_info::Connected;
 use axum::serve::IncomingStream;
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
-use tracing::{info, warn};
+use tracing::info;
 
-use crate::admission::{Admission, Slot};
 use crate::connection::Connection;
+use crate::registry::{Registry, Slot};
 use crate::report::Report;
 
 /// How many connections the operating system may hold before they are accepted.
@@ -27,80 +23,82 @@ const BACKLOG: u32 = 1024;
 /// doubles it; by default it holds up to 4 MiB for each.
 const SEND_BUFFER_BYTES: u32 = 16 * 1024;
 
-/// How long to wait after the operating system failed to accept a connection.
-const ACCEPT_BACKOFF: Duration = Duration::from_millis(5);
+/// How long to wait before the next attempt to accept or to admit a connection. Meanwhile the tasks
+/// of evicted ones close them.
+const RETRY_DELAY: Duration = Duration::from_millis(1);
 
-/// The least time between two warnings of the same kind.
-const WARN_INTERVAL: Duration = Duration::from_secs(10);
+/// The errors for too many open files in this process, and in the whole system.
+const EMFILE: i32 = 24;
+const ENFILE: i32 = 23;
 
-/// Accepts connections within the limits.
+/// Accepts connections as the registry admits them.
 #[derive(Debug)]
 pub struct Listener {
     socket: TcpListener,
-    admission: Arc<Admission>,
+    registry: Arc<Registry>,
     report: Arc<Report>,
-    last_warning: Option<Instant>,
-    last_full_warning: Option<Instant>,
 }
 
 impl Listener {
-    /// Listens on `port` of all addresses: of IPv6 and IPv4, or of IPv4 where there is no IPv6.
-    /// `report` gets what arrives and is not HTTP/1.1.
+    /// Listens on `port` of `address`; if there is none, of all IPv6 and IPv4 addresses, or of all
+    /// IPv4 addresses where there is no IPv6.
     ///
     /// # Errors
     /// The operating system's, as for a port that is in use; the message is for the operator.
-    pub fn bind(port: u16, report: Arc<Report>) -> io::Result<Self> {
-        let socket = match listen((Ipv6Addr::UNSPECIFIED, port).into()) {
-            Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
-                listen((Ipv4Addr::UNSPECIFIED, port).into())
-            }
-            bound => bound,
-        }
-        .map_err(|error| {
-            let remedy = match error.kind() {
-                io::ErrorKind::AddrInUse => "; set PORT to a free one",
-                io::ErrorKind::PermissionDenied => "; set PORT to one from 1024 on",
-                _ => "",
+    pub fn bind(
+        address: Option<IpAddr>,
+        port: u16,
+        registry: Arc<Registry>,
+        report: Arc<Report>,
+    ) -> io::Result<Self> {
+        let bound = match address {
+            Some(address) => listen((address, port).into()),
+            None => match listen((Ipv6Addr::UNSPECIFIED, port).into()) {
+                Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
+                    listen((Ipv4Addr::UNSPECIFIED, port).into())
+                }
+                bound => bound,
+            },
+        };
+        let socket = bound.map_err(|error| {
+            let problem = match (error.kind(), address) {
+                (io::ErrorKind::AddrInUse | io::ErrorKind::PermissionDenied, _) | (_, None) => {
+                    format!(
+                        "PORT {port} cannot be listened on: {error}; \
+                         set it to a free one from 1024 on"
+                    )
+                }
+                (_, Some(address)) => format!(
+                    "BIND_ADDRESS {address} cannot be listened on: {error}; \
+                     set it to an address of this host, or unset it for all"
+                ),
             };
-            let problem = format!("PORT {port} cannot be listened on: {error}{remedy}");
             io::Error::new(error.kind(), problem)
         })?;
-        let address = socket.local_addr()?;
-        info!(
-            "listening on http://localhost:{} ({address})",
-            address.port()
-        );
+        let local = socket.local_addr()?;
+        let host = match local.ip() {
+            ip if ip.is_unspecified() || ip.is_loopback() => format!("localhost:{}", local.port()),
+            _ => local.to_string(),
+        };
+        info!("listening on http://{host} ({local})");
         Ok(Self {
             socket,
-            admission: Arc::default(),
+            registry,
             report,
-            last_warning: None,
-            last_full_warning: None,
         })
     }
 
-    /// The registry of the connections that it accepts.
-    pub(crate) fn admission(&self) -> Arc<Admission> {
-        Arc::clone(&self.admission)
-    }
-
-    async fn admit(&mut self) -> Slot {
-        if self.admission.is_full() {
-            warn_throttled(
-                &mut self.last_full_warning,
-                "too many connections; those that have waited longest for their clients are closed",
-            );
-            // Lets the runtime learn what has arrived on the other connections.
-            yield_now().await;
+    /// Waits until the registry admits a connection.
+    async fn admit(&self, client: SocketAddr) -> Slot {
+        if self.registry.is_full() {
+            self.report.too_many_connections();
         }
-        poll_fn(|cx| self.admission.poll_admit(cx)).await
-    }
-}
-
-fn warn_throttled(last: &mut Option<Instant>, warning: &str) {
-    if last.is_none_or(|last| last.elapsed() >= WARN_INTERVAL) {
-        *last = Some(Instant::now());
-        warn!("{warning}");
+        loop {
+            if let Some(slot) = self.registry.admit(client, Instant::now()) {
+                return slot;
+            }
+            sleep(RETRY_DELAY).await;
+        }
     }
 }
 
@@ -110,7 +108,6 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         SocketAddr::V6(_) => TcpSocket::new_v6(),
     }?;
     // `TcpListener::bind` does the same, but takes no backlog.
-    #[cfg(not(windows))]
     socket.set_reuseaddr(true)?;
     // Accepted connections have it from here.
     socket.set_send_buffer_size(SEND_BUFFER_BYTES)?;
@@ -128,27 +125,22 @@ impl axum::serve::Listener for Listener {
                 Ok((stream, address)) => {
                     // Without it an answer may wait for the client's next packet; failing is harmless.
                     let _ = stream.set_nodelay(true);
-                    let slot = self.admit().await;
-                    let connection = Connection::new(stream, slot, Arc::clone(&self.report));
-                    return (connection, address);
+                    let client = SocketAddr::new(address.ip().to_canonical(), address.port());
+                    let connection = Connection {
+                        stream: stream.take(0),
+                        slot: self.admit(client).await,
+                        registry: Arc::clone(&self.registry),
+                        report: Arc::clone(&self.report),
+                        is_unseen: false,
+                    };
+                    return (connection, client);
                 }
-                // Of one connection, not of the socket.
-                Err(error)
-                    if [ConnectionAborted, ConnectionReset, ConnectionRefused]
-                        .contains(&error.kind()) => {}
                 Err(error) => {
-                    warn_throttled(
-                        &mut self.last_warning,
-                        &format!(
-                            "cannot accept connections: {error}; is the limit of open files too low?"
-                        ),
-                    );
-                    if self.admission.make_room() {
-                        // Lets that connection close.
-                        yield_now().await;
-                    } else {
-                        sleep(ACCEPT_BACKOFF).await;
+                    self.report.cannot_accept(&error);
+                    if let Some(EMFILE | ENFILE) = error.raw_os_error() {
+                        self.registry.evict_first(Instant::now());
                     }
+                    sleep(RETRY_DELAY).await;
                 }
             }
         }
@@ -162,6 +154,6 @@ impl axum::serve::Listener for Listener {
 /// Gives handlers the slot of their connection.
 impl Connected<IncomingStream<'_, Listener>> for Slot {
     fn connect_info(stream: IncomingStream<'_, Listener>) -> Self {
-        stream.io().slot().clone()
+        stream.io().slot.clone()
     }
 }

@@ -1,26 +1,30 @@
 //! The one route: header → token verified → body read → checksum compared → line written → 200.
 
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::extract::{ConnectInfo, Request, State};
-use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use tokio::time::Instant;
 
-use crate::admission::Slot;
-use crate::body::{self, LargeBodies};
 use crate::event_log::EventLog;
 use crate::refusal::Refusal;
+use crate::registry::{Phase, Registry, Slot};
 use crate::report::Report;
 use crate::verify::Verifier;
 
-/// A connection on which a request with more headers is refused is closed: hyper would keep the
-/// memory that they took.
-const MAX_KEPT_HEADERS: usize = 32;
+/// The longest body that is read, in bytes. A Data Connector's have 0.5 to 4 KiB.
+pub const MAX_BODY_BYTES: usize = 64 * 1024;
+
+/// How many pieces a body may come in, chunks or reads from the socket: each takes CPU time,
+/// however small it is.
+pub const MAX_BODY_PIECES: usize = 1024;
 
 /// What the route needs.
 #[derive(Debug)]
@@ -29,80 +33,82 @@ pub struct AppState {
     pub verifier: Verifier,
     /// Where verified events go.
     pub log: EventLog,
-    /// The places for large bodies.
-    pub large_bodies: LargeBodies,
+    /// The open connections.
+    pub registry: Arc<Registry>,
     /// What the operator is told.
     pub report: Arc<Report>,
 }
 
+type AppData = State<Arc<AppState>>;
+type Client = ConnectInfo<Slot>;
+
 /// The receiver's routes: POST on `/`, and nothing else.
 pub fn router(state: AppState) -> Router {
+    let refuse_all = |refusal| {
+        async move |State(state): AppData, ConnectInfo(slot): Client, headers: HeaderMap| {
+            refuse(&state, &slot, refusal, &headers)
+        }
+    };
     Router::new()
-        // To the answer of a fallback axum adds `Allow: POST`.
-        .route("/", post(receive).fallback(method_not_allowed))
-        .fallback(not_found)
+        // To the answer of this fallback axum adds `Allow: POST`.
+        .route(
+            "/",
+            post(receive).fallback(refuse_all(Refusal::MethodNotAllowed)),
+        )
+        .fallback(refuse_all(Refusal::NotFound))
         .with_state(Arc::new(state))
 }
 
-async fn receive(State(state): State<Arc<AppState>>, request: Request) -> Response {
-    let (head, mut body) = receive_head(request);
-    match accept(&state, &head, &mut body).await {
-        Ok(()) => {
-            if let Some(slot) = slot(&head) {
-                slot.event_accepted();
-            }
-            answer("OK", &head, true)
-        }
-        Err(refusal) => refuse(&state, refusal, &head, body).await,
-    }
-}
-
-async fn not_found(State(state): State<Arc<AppState>>, request: Request) -> Response {
-    let (head, body) = receive_head(request);
-    refuse(&state, Refusal::NotFound, &head, body).await
-}
-
-async fn method_not_allowed(State(state): State<Arc<AppState>>, request: Request) -> Response {
-    let (head, body) = receive_head(request);
-    refuse(&state, Refusal::MethodNotAllowed, &head, body).await
-}
-
-/// Splits a request, and tells its connection that the head has been received.
-fn receive_head(request: Request) -> (Parts, Body) {
+async fn receive(State(state): AppData, ConnectInfo(slot): Client, request: Request) -> Response {
+    slot.set_phase(Phase::Body);
     let (head, body) = request.into_parts();
-    if let Some(slot) = slot(&head) {
-        slot.head_received();
+    match accept(&state, &slot, &head.headers, body).await {
+        Ok(()) => {
+            state.registry.event_accepted(&slot, Instant::now());
+            let mut answer = "OK".into_response();
+            if slot.is_evicted() {
+                let close = HeaderValue::from_static("close");
+                answer.headers_mut().insert(header::CONNECTION, close);
+            }
+            answer
+        }
+        Err(refusal) => refuse(&state, &slot, refusal, &head.headers),
     }
-    (head, body)
 }
 
-/// The connection of a request.
-fn slot(head: &Parts) -> Option<&Slot> {
-    let connection = head.extensions.get::<ConnectInfo<Slot>>();
-    connection.map(|ConnectInfo(slot)| slot)
+/// Tells the operator of a refused request, and answers it; its connection closes.
+fn refuse(state: &AppState, slot: &Slot, refusal: Refusal, headers: &HeaderMap) -> Response {
+    slot.close(Instant::now());
+    let request_id = request_id(headers);
+    state.report.refused(refusal, request_id, slot.client);
+    refusal.into_response()
 }
 
-/// Verifies and logs an event.
-async fn accept(state: &AppState, head: &Parts, body: &mut Body) -> Result<(), Refusal> {
-    // A body that is too large is refused whatever its token is.
-    let length = body::announced_length(body)?;
-    let token = signature(&head.headers)?;
+/// Verifies an event and writes its line.
+async fn accept(
+    state: &AppState,
+    slot: &Slot,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<(), Refusal> {
+    // A body that announces too many bytes is refused whatever its token is.
+    let most = announced_length(&body)?;
+    let token = signature(headers)?;
     let token = state.verifier.verify_token(token, SystemTime::now())?;
-    let (body, reservation) = body::read(body, length, &state.large_bodies).await?;
-    if let Some(slot) = slot(head) {
-        slot.body_received();
-    }
+    let body = read(body, most).await?;
+    slot.set_phase(Phase::Working);
     let is_previous = token.is_previous;
     let event = token.verify_body(body)?;
     let length = event.body().len();
-    state.log.append(event, reservation).await?;
+    state.log.append(event).await?;
     if is_previous {
         state.report.signed_with_previous_secret();
     }
-    state.report.accepted(length, request_id(head));
+    state.report.accepted(length, request_id(headers));
     Ok(())
 }
 
+/// The one signature of a request.
 fn signature(headers: &HeaderMap) -> Result<&[u8], Refusal> {
     let mut values = headers.get_all("x-dt-signature").iter();
     match (values.next(), values.next()) {
@@ -115,31 +121,38 @@ fn signature(headers: &HeaderMap) -> Result<&[u8], Refusal> {
     }
 }
 
-/// The platform's name for the request, which its own log line has, too.
-fn request_id(head: &Parts) -> Option<&HeaderValue> {
-    head.headers.get("x-request-id")
+/// The platform's name for a request, which its own log line has, too.
+fn request_id(headers: &HeaderMap) -> Option<&HeaderValue> {
+    headers.get("x-request-id")
 }
 
-/// Answers a refused request.
-///
-/// Its connection can serve another request only if nothing of this body is left on it. A short
-/// rest that is there already is discarded; otherwise the connection is closed.
-async fn refuse(state: &AppState, refusal: Refusal, head: &Parts, mut body: Body) -> Response {
-    state.report.refused(refusal, request_id(head));
-    let is_withheld = head.headers.contains_key(header::EXPECT);
-    let is_kept = head.headers.len() <= MAX_KEPT_HEADERS && !is_withheld;
-    let keep_alive = is_kept && body::discard(&mut body).await;
-    answer(refusal, head, keep_alive)
-}
-
-/// A response, after which the connection is closed unless it can be kept alive and need not make
-/// room for another.
-fn answer(response: impl IntoResponse, head: &Parts, keep_alive: bool) -> Response {
-    let mut response = response.into_response();
-    if !keep_alive || slot(head).is_some_and(Slot::is_leaving) {
-        response
-            .headers_mut()
-            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+/// How many bytes a body has if it says so, or may have if it comes in chunks.
+fn announced_length(body: &Body) -> Result<usize, Refusal> {
+    let Some(length) = body.size_hint().exact() else {
+        return Ok(MAX_BODY_BYTES);
+    };
+    match usize::try_from(length) {
+        Ok(length) if length <= MAX_BODY_BYTES => Ok(length),
+        _ => Err(Refusal::BodyTooLarge),
     }
-    response
+}
+
+/// Reads a body of at most `most` bytes. Each piece is copied, so that hyper can free its buffer.
+async fn read(mut body: Body, most: usize) -> Result<Vec<u8>, Refusal> {
+    let mut bytes = Vec::with_capacity(most);
+    let mut pieces = 0;
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        let frame = frame.map_err(|_| Refusal::IncompleteBody)?;
+        // Trailers, which nothing here needs, count as an empty piece.
+        let piece = frame.into_data().unwrap_or_default();
+        pieces += 1;
+        if bytes.len() + piece.len() > most {
+            return Err(Refusal::BodyTooLarge);
+        }
+        if pieces > MAX_BODY_PIECES {
+            return Err(Refusal::TooManyPieces);
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(bytes)
 }

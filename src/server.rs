@@ -1,148 +1,133 @@
 //! Serves until a signal, then finishes what is in flight, within a deadline.
 
 use std::io;
+use std::pin::pin;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
-use tokio::time::{interval, sleep, timeout};
-use tracing::{info, warn};
+use tokio::time::{Instant, interval, timeout};
+use tracing::{error, info, warn};
 
-use crate::admission::Slot;
-use crate::event_log::WriterTask;
+use crate::event_log::{EPIPE, WriterTask};
 use crate::listener::Listener;
-use crate::report::Report;
+use crate::refusal::Refusal;
+use crate::registry::{Registry, Slot};
+use crate::report::{Report, WINDOW};
 
-/// How long requests in flight may take once the receiver stops: longer than a request may take
-/// to arrive, shorter than the 30 s after which Heroku kills ("Dyno shutdown behavior").
+/// How long requests in flight may take once the receiver stops: less than the 30 s after which
+/// Heroku kills a dyno (Heroku's page "Dyno Shutdown Behavior").
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(18);
 
-/// How long the head of a connection's first request may still take once it has begun to arrive: a
-/// few round trips. After an answer, hyper closes a connection without a whole head at once.
-const HEAD_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long requests in flight may take once stdout has no reader, and each is answered 503; and how
+/// long a write that is under way may take once every request is answered.
+const LAST_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long requests in flight may take once no event can be written: each of them is answered 503.
-const FAILED_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// How long a write that is under way may take once every request is answered.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Serves `router` until `shutdown`; returns once nothing is in flight, or after
-/// [`DRAIN_TIMEOUT`].
+/// Serves `router` until a signal; returns once nothing is in flight, or after [`DRAIN_TIMEOUT`].
 ///
-/// # Errors
-/// Why no event can be written any more; the message is for the operator.
+/// The exit code is a failure if stdout has no reader any more.
 pub async fn serve(
     listener: Listener,
     router: Router,
     mut writer: WriterTask,
+    registry: Arc<Registry>,
     report: Arc<Report>,
-    shutdown: impl Future<Output = ()>,
-) -> io::Result<()> {
+    mut signals: StopSignals,
+) -> ExitCode {
     let (stop, stopped) = oneshot::channel::<()>();
-    let admission = listener.admission();
     let service = router.into_make_service_with_connect_info::<Slot>();
     let server = axum::serve(listener, service).with_graceful_shutdown(async {
         let _ = stopped.await;
     });
-    let mut server = tokio::spawn(server.into_future());
-    let ticks = Arc::clone(&report);
-    tokio::spawn(async move {
-        let mut seconds = interval(Duration::from_secs(1));
-        loop {
-            seconds.tick().await;
-            ticks.tick();
-        }
-    });
+    let mut server = pin!(server.into_future());
+    tokio::spawn(watch_the_time(Arc::clone(&registry), Arc::clone(&report)));
 
-    let mut failure = None;
-    let drain_timeout = tokio::select! {
-        () = shutdown => {
-            info!("stopping");
-            DRAIN_TIMEOUT
-        }
-        ended = writer.ended() => {
-            failure = Some(ended);
-            FAILED_DRAIN_TIMEOUT
-        }
-        // By a panic alone.
-        _ = &mut server => {
-            report.sum_up();
-            return Err(io::Error::other("the listener has died; please report it"));
-        }
-    };
+    let mut is_stdout_closed = false;
+    tokio::select! {
+        () = signals.first() => info!("stopping"),
+        _ = &mut writer => is_stdout_closed = true,
+        // It never ends before `stop`.
+        _ = &mut server => {}
+    }
+    // In this order: axum closes what is idle unread.
+    registry.stop(Instant::now());
     let _ = stop.send(());
-    tokio::spawn(async move {
-        sleep(HEAD_DRAIN_TIMEOUT).await;
-        admission.stop();
-    });
-    let drained = timeout(drain_timeout, server).await.is_ok();
-    let result = if let Some(failure) = failure {
-        failure
+    let limit = if is_stdout_closed {
+        LAST_TIMEOUT
     } else {
-        if !drained {
-            warn!("requests are still in flight after {drain_timeout:?}; they are cut off");
-        }
-        let ended = timeout(FLUSH_TIMEOUT, writer.ended()).await;
-        if drained && ended.is_err() {
-            warn!(
-                "stdout is stalled; the end of its last line may be missing, \
-                 whose event was not answered 200"
-            );
-        }
-        ended.unwrap_or(Ok(()))
+        DRAIN_TIMEOUT
     };
+    let is_drained = tokio::select! {
+        drained = timeout(limit, server) => drained.is_ok(),
+        () = signals.second_interrupt() => false,
+    };
+    if !is_drained {
+        warn!("requests are still in flight; they are cut off");
+    } else if !is_stdout_closed && let Ok(ended) = timeout(LAST_TIMEOUT, writer).await {
+        is_stdout_closed = !matches!(ended, Ok(Ok(())));
+    }
     report.sum_up();
-    result
+    if is_stdout_closed {
+        error!("{}", Refusal::WriteFailed(EPIPE).reason());
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
 }
 
-/// The signals that stop the receiver, from the moment this is made: the first one resolves
-/// [`ShutdownSignal::recv`], any more change nothing.
+/// Once a second evicts what is late, and every [`WINDOW`] sums up the report.
+async fn watch_the_time(registry: Arc<Registry>, report: Arc<Report>) {
+    let mut seconds = interval(Duration::from_secs(1));
+    let mut window_end = Instant::now() + WINDOW;
+    loop {
+        let now = seconds.tick().await;
+        registry.evict_late(now);
+        if now >= window_end {
+            report.end_window();
+            window_end = now + WINDOW;
+        }
+    }
+}
+
+/// The signals that stop the receiver, from the moment this is made.
 #[derive(Debug)]
-pub struct ShutdownSignal {
-    #[cfg(unix)]
-    signals: [tokio::signal::unix::Signal; 2],
+pub struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+    is_interrupted: bool,
 }
 
-#[cfg(unix)]
-impl ShutdownSignal {
-    /// Listens for SIGTERM and SIGINT.
+impl StopSignals {
+    /// Listens for SIGTERM, SIGINT and SIGHUP.
     ///
     /// # Errors
     /// The operating system's, if it does not let a process listen.
     pub fn new() -> io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
         Ok(Self {
-            signals: [
-                signal(SignalKind::terminate())?,
-                signal(SignalKind::interrupt())?,
-            ],
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+            is_interrupted: false,
         })
     }
 
     /// Waits for the first signal.
-    pub async fn recv(mut self) {
-        let [terminate, interrupt] = &mut self.signals;
+    async fn first(&mut self) {
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => self.is_interrupted = true,
+            _ = self.hangup.recv() => {}
         }
     }
-}
 
-#[cfg(not(unix))]
-impl ShutdownSignal {
-    /// Listens for Ctrl-C.
-    ///
-    /// # Errors
-    /// None here.
-    pub fn new() -> io::Result<Self> {
-        Ok(Self {})
-    }
-
-    /// Waits for Ctrl-C.
-    pub async fn recv(self) {
-        let _ = tokio::signal::ctrl_c().await;
+    /// Waits for the second SIGINT.
+    async fn second_interrupt(&mut self) {
+        if !self.is_interrupted {
+            self.interrupt.recv().await;
+        }
+        self.interrupt.recv().await;
     }
 }

@@ -3,10 +3,21 @@
 //! The types enforce the order: [`Verifier::verify_token`] makes a [`VerifiedToken`],
 //! [`VerifiedToken::verify_body`] makes a [`VerifiedEvent`], and nothing else makes either.
 //!
-//! What is checked is what Disruptive Technologies' documentation shows ("Receiving Events"): an
-//! HS256 JWT whose claim `checksum` is the SHA-1 of the raw body.
+//! The protocol is that of the page "Receiving Events" of DT's documentation: an HS256 JWT whose
+//! claim `checksum` is the SHA-1 of the raw body. SHA-1 is sound here: another body for a signed
+//! checksum takes a second preimage, which nobody can compute.
+//!
+//! DT's Python sample verifies with `PyJWT` 2.7. These tokens, none of which a Data Connector is known
+//! to send, are judged differently:
+//! - accepted here alone: an `iat` that is in the future or no number, an `exp` with a fraction of a
+//!   second until that has passed, a `checksum` in upper case, `"b64": false` without `crit`;
+//! - accepted by `PyJWT` alone: a `crit` that is not null; an `aud` that is null, false, 0 or empty; an
+//!   `exp` or `nbf` as text; an `nbf` with a fraction of a second until that has passed; a `sub` that
+//!   is a list or an object; header fields of another type than RFC 7515 defines; a header field,
+//!   `exp`, `nbf`, `aud`, `iss`, `sub` or `checksum` twice; Base64 with padding, surplus bits or
+//!   other characters; `NaN`, numbers over 1.8e308, JSON that is nested over 127 levels deep, is not
+//!   UTF-8 or has a byte order mark or a lone surrogate; a token over 8 KiB.
 
-use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::errors::ErrorKind;
@@ -17,10 +28,8 @@ use sha1::{Digest, Sha1};
 /// The longest token that is verified, in bytes. A Data Connector's has about 350.
 pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
-/// A Data Connector's Signature Secret. Never printed: `Debug` hides it and there is no `Display`.
-pub struct Secret(String);
-
-/// Verifies tokens with a signature secret, or with one of two while it is being changed.
+/// Verifies tokens with a Data Connector's Signature Secret, or with one of two while it is being
+/// changed. Nothing prints a secret: the library's `Debug` hides its keys.
 #[derive(Debug)]
 pub struct Verifier {
     key: DecodingKey,
@@ -32,7 +41,7 @@ pub struct Verifier {
 #[derive(Debug)]
 pub struct VerifiedToken {
     checksum: [u8; 20],
-    /// Whether it is signed with the previous secret.
+    /// True if it is signed with the previous secret.
     pub is_previous: bool,
 }
 
@@ -44,28 +53,19 @@ pub struct VerifiedEvent {
 
 /// Why a token or a body is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is put into words in `refusal`")]
 pub enum VerifyError {
-    /// The token is longer than any Data Connector's.
     SignatureTooLong,
-    /// Not a JWT: not three parts, or a part that is not what RFC 7515 and RFC 7519 say.
     MalformedToken,
-    /// The token's header names another algorithm than HS256.
     UnsupportedAlgorithm,
-    /// The HMAC is not the secret's.
     SignatureMismatch,
-    /// The token's header has `crit`, whose extensions must be understood (RFC 7515, 4.1.11).
+    /// `crit` names extensions that must be understood (RFC 7515, 4.1.11).
     CriticalExtension,
-    /// `exp` has passed.
     Expired,
-    /// `nbf` has not been reached.
     NotYetValid,
-    /// The token names an audience, and this receiver is none.
     UnexpectedAudience,
-    /// No claim `checksum`.
     MissingChecksum,
-    /// The claim `checksum` is not a SHA-1 in hexadecimal.
     MalformedChecksum,
-    /// The SHA-1 of the body is not the claim `checksum`.
     ChecksumMismatch,
 }
 
@@ -84,34 +84,10 @@ struct Claims {
     _others: IgnoredAny,
 }
 
-impl Secret {
-    /// The key of the HMAC: the secret's UTF-8 bytes as they are.
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8] {
-        self.0.as_bytes()
-    }
-
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl<T: Into<String>> From<T> for Secret {
-    fn from(secret: T) -> Self {
-        Self(secret.into())
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(…)")
-    }
-}
-
 impl Verifier {
-    /// A verifier for tokens signed with `secret`, or with the `previous` one if there is one.
-    #[must_use]
-    pub fn new(secret: &Secret, previous: Option<&Secret>) -> Self {
+    /// A verifier for tokens signed with `secret`, or with the `previous` one if there is one. The
+    /// key of the HMAC is a secret's UTF-8 bytes as they are.
+    pub fn new(secret: &str, previous: Option<&str>) -> Self {
         // The library checks the signature and `alg`; the claims are checked below.
         let mut validation = Validation::new(Algorithm::HS256);
         validation.required_spec_claims.clear();
@@ -202,7 +178,6 @@ impl VerifiedToken {
 
 impl VerifiedEvent {
     /// The raw body, as it was sent.
-    #[must_use]
     pub fn body(&self) -> &[u8] {
         &self.body
     }
@@ -213,14 +188,4 @@ fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     claim: D,
 ) -> Result<Option<T>, D::Error> {
     T::deserialize(claim).map(Some)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn debug_hides_the_secret() {
-        assert_eq!(format!("{:?}", Secret::from("hush")), "Secret(…)");
-    }
 }

@@ -46,6 +46,11 @@ fn systemd_accepts_the_unit() {
         output.status.success() && output.stderr.is_empty(),
         "{output:?}"
     );
+    // An exposure of at most 3.0 of 10.
+    let script = "exec systemd-analyze security --offline=true --threshold=30 \
+                  --no-pager data-connector-receiver.service";
+    let output = shell(script).current_dir(&folder).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
 }
 
 #[test]
@@ -64,12 +69,12 @@ fn the_samples_fit_together() {
         "receiver /usr/local/bin/\n",
         "/dev/stdin /etc/data-connector-receiver.env\n",
         &format!("mkdir -p {folder}\n"),
-        "PORT=8080",
+        "PORT=8080\\nBIND_ADDRESS=127.0.0.1\\n",
     ] {
         assert!(install.contains(part), "{part}");
     }
     assert!(file(LOGROTATE).starts_with(&format!("{EVENTS} {{\n")));
-    assert!(file(CADDYFILE).contains(" localhost:8080 "));
+    assert!(file(CADDYFILE).contains(" 127.0.0.1:8080\n"));
     let (_, name) = UNIT.rsplit_once('/').unwrap();
     let restart = format!(
         "systemctl try-restart {}\n",
@@ -97,7 +102,7 @@ fn the_environment_file_holds_the_port_and_a_secret() {
     );
     let file = folder.path().join("data-connector-receiver.env");
     let variables = fs::read_to_string(&file).unwrap();
-    let secret = variables.strip_prefix("PORT=8080\nDT_SIGNATURE_SECRET=");
+    let secret = variables.strip_prefix("PORT=8080\nBIND_ADDRESS=127.0.0.1\nDT_SIGNATURE_SECRET=");
     let secret = secret.unwrap().strip_suffix('\n').unwrap();
     assert!(secret.len() == 64 && secret.bytes().all(|byte| byte.is_ascii_hexdigit()));
     let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&file).unwrap().permissions());
@@ -117,7 +122,7 @@ fn caddy_passes_events_on() {
         "events.example.com",
         &format!("localhost:{https}"),
     );
-    let sample = with(&sample, "localhost:8080", &receiver.address.to_string());
+    let sample = with(&sample, "127.0.0.1:8080", &receiver.address.to_string());
     // For `localhost` Caddy makes a certificate of its own.
     let options = format!("{{\n\tskip_install_trust\n\tadmin off\n\thttp_port {http}\n}}\n");
     fs::write(folder.path().join("Caddyfile"), options + &sample).unwrap();
@@ -145,7 +150,10 @@ fn caddy_passes_events_on() {
         );
         served.success()
     });
-    let delivered = simulator(&url).env("SSL_CERT_FILE", &root).output().unwrap();
+    let delivered = simulator(&url)
+        .env("SSL_CERT_FILE", &root)
+        .output()
+        .unwrap();
     assert_eq!(delivered.status.code(), Some(0), "{delivered:?}");
     let forged = simulator(&url)
         .env("SSL_CERT_FILE", &root)
@@ -233,7 +241,15 @@ fn a_rotation_by_logrotate_loses_nothing() {
             TcpStream::connect(("127.0.0.1", port)).is_ok()
         });
         let posting = simulator(&format!("http://127.0.0.1:{port}"))
-            .args(["--give-up-after", "10m", "--events", &COUNT.to_string(), "--rate", "1000", "--json"])
+            .args([
+                "--give-up-after",
+                "10m",
+                "--events",
+                &COUNT.to_string(),
+                "--rate",
+                "1000",
+                "--json",
+            ])
             .spawn()
             .unwrap();
         for rotation in 0..ROTATIONS {

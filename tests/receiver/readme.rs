@@ -1,15 +1,15 @@
 //! The README's commands as they are written there, and the words that it explains.
 
 use std::fs;
-use std::io::ErrorKind;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use axum::http::StatusCode;
 use data_connector_receiver::refusal::Refusal;
 use data_connector_receiver::verify::VerifyError;
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::helpers::{EVENT, PROGRAM, Receiver, SECRET, skip, wait_until};
 
@@ -104,55 +104,20 @@ fn troubleshooting_explains_every_reason() {
         Refusal::AsymmetricSignature,
         Refusal::MultipleSignatures,
         Refusal::IncompleteBody,
-        Refusal::TooManyChunks,
+        Refusal::TooManyPieces,
         Refusal::BodyTooLarge,
-        Refusal::TooManyLargeBodies,
         Refusal::NotFound,
         Refusal::MethodNotAllowed,
-        Refusal::WriteFailed(ErrorKind::BrokenPipe),
-        Refusal::WriteFailed(ErrorKind::StorageFull),
-        Refusal::WriteFailed(ErrorKind::Other),
+        Refusal::WriteFailed(Errno::PIPE.raw_os_error()),
+        Refusal::WriteFailed(Errno::NOSPC.raw_os_error()),
+        Refusal::WriteFailed(Errno::IO.raw_os_error()),
         Refusal::StdoutStalled,
         Refusal::TlsHandshake,
         Refusal::Http2Preface,
         Refusal::ProxyProtocol,
-        Refusal::MalformedRequest,
+        Refusal::MalformedRequest(StatusCode::BAD_REQUEST),
         Refusal::HeadTooLarge,
     ];
-    // A new one does not compile until it is here, and then in the lists above.
-    for refusal in others {
-        match refusal {
-            Refusal::MissingSignature
-            | Refusal::AsymmetricSignature
-            | Refusal::MultipleSignatures
-            | Refusal::NotVerified(
-                V::SignatureTooLong
-                | V::MalformedToken
-                | V::UnsupportedAlgorithm
-                | V::SignatureMismatch
-                | V::CriticalExtension
-                | V::Expired
-                | V::NotYetValid
-                | V::UnexpectedAudience
-                | V::MissingChecksum
-                | V::MalformedChecksum
-                | V::ChecksumMismatch,
-            )
-            | Refusal::IncompleteBody
-            | Refusal::TooManyChunks
-            | Refusal::BodyTooLarge
-            | Refusal::TooManyLargeBodies
-            | Refusal::NotFound
-            | Refusal::MethodNotAllowed
-            | Refusal::WriteFailed(_)
-            | Refusal::StdoutStalled
-            | Refusal::TlsHandshake
-            | Refusal::Http2Preface
-            | Refusal::ProxyProtocol
-            | Refusal::MalformedRequest
-            | Refusal::HeadTooLarge => {}
-        }
-    }
     let (_, section) = README.split_once("\n## Troubleshooting\n").unwrap();
     let (section, _) = section.split_once("\n## ").unwrap();
     let rows = section.lines().filter(|line| line.starts_with("| "));
@@ -161,6 +126,29 @@ fn troubleshooting_explains_every_reason() {
         let name = format!("`{}`", refusal.name());
         let count = seen.iter().filter(|seen| seen.contains(&name)).count();
         assert_eq!(count, 1, "rows of the table with {name}");
+    }
+}
+
+#[test]
+fn each_link_and_each_cited_page_is_there() {
+    let anchor = |title: &str| {
+        let words = title.to_lowercase().replace(' ', "-");
+        words.replace(|c: char| !c.is_alphanumeric() && c != '-', "")
+    };
+    let headings = README.lines().filter_map(|line| line.strip_prefix("## "));
+    let anchors: Vec<String> = headings.map(anchor).collect();
+    for link in README.split("](#").skip(1) {
+        let (link, _) = link.split_once(')').unwrap();
+        assert!(anchors.iter().any(|anchor| anchor == link), "{link}");
+    }
+    let (text, sources) = README.split_once("\n## Sources\n").unwrap();
+    for cited in text.split("(\"").skip(1).chain(text.split(", \"").skip(1)) {
+        if let Some((page, _)) = cited.split_once("\")")
+            && !page.contains('"')
+            && !page.contains('\n')
+        {
+            assert!(sources.contains(&format!("\"{page}\"")), "{page}");
+        }
     }
 }
 
@@ -223,8 +211,8 @@ fn only_events_are_taken_from_herokus_log() {
 }
 
 #[test]
-fn events_are_appended_to_a_file_and_followed_into_csv() {
-    if !has("jq", "jq") {
+fn events_are_appended_to_a_file_and_followed_into_a_database() {
+    if !has("jq", "jq") || !has("sqlite3", "sqlite3") {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -242,31 +230,36 @@ fn events_are_appended_to_a_file_and_followed_into_csv() {
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
     let receiver = Receiver::run(command);
-    let follow = shell(block("tail -n +1 -F"))
+    let follow = shell(block("sqlite3 events.db"))
         .current_dir(&folder)
         .process_group(0)
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
     let mut follow = Group(follow);
-    let touch: &[u8] = include_bytes!("../events/touch.json");
-    let others: [&[u8]; 5] = [touch, b"text", b"[1]", br#"{"event":"odd"}"#, b"7"];
-    for body in others.into_iter().chain([EVENT, touch, EVENT]) {
+    let quoted = br#"{"event":{"eventId":"it's","data":"'; DROP TABLE events; --"}}"#;
+    let others: [&[u8]; 5] = [b"text", b"[1]", br#"{"event":"odd"}"#, b"7", quoted];
+    for body in others.into_iter().chain([EVENT, EVENT]) {
         receiver.post(body).assert_ok();
     }
-    let csv = || fs::read_to_string(folder.path().join("temperatures.csv")).unwrap_or_default();
-    wait_until("two lines of CSV", || csv().lines().count() == 2);
+    let (_, query) = README.split_once("`sqlite3 -csv ").unwrap();
+    let (query, _) = query.split_once('`').unwrap();
+    let query = || {
+        let mut query = shell(&format!("exec sqlite3 -csv {query}"));
+        let output = query.current_dir(&folder).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
     let event: serde_json::Value = serde_json::from_slice(EVENT).unwrap();
     let event = &event["event"];
-    let line = format!(
-        "{},{},{}\n",
-        event["timestamp"], event["targetName"], event["data"]["temperature"]["value"]
-    );
-    assert_eq!(csv(), line.repeat(2));
+    let time = event["timestamp"].as_str().unwrap();
+    let temperature = format!("{time},{}\n", event["data"]["temperature"]["value"]);
+    wait_until("both events in the database", || {
+        query() == format!(",\n{temperature}")
+    });
     assert!(follow.0.try_wait().unwrap().is_none(), "it still follows");
     assert_eq!(receiver.stop().status.code(), Some(0));
     let lines = fs::read_to_string(Path::new(folder.path()).join("events.jsonl")).unwrap();
-    assert_eq!(lines.lines().count(), 8);
+    assert_eq!(lines.lines().count(), 7);
 }
 
 /// A process that is killed with its children.
@@ -274,7 +267,7 @@ struct Group(std::process::Child);
 
 impl Drop for Group {
     fn drop(&mut self) {
-        let _ = killpg(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGKILL);
+        let _ = kill_process_group(Pid::from_child(&self.0), Signal::KILL);
         let _ = self.0.wait();
     }
 }

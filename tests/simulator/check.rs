@@ -103,16 +103,19 @@ impl Check {
             }
         }
         let problem = if late == MAX_LATE {
-            connection::LATE
+            connection::LATE.to_owned()
         } else if !self.answered {
-            NO_ANSWER
+            NO_ANSWER.to_owned()
         } else if self.accepts_none() {
-            "No genuine event was accepted, so the rejections prove nothing: is DT_SIGNATURE_SECRET \
-             the same here as at the receiver, and is the URL right?"
+            let got = self.tried.first().map_or("", |case| &case.got);
+            format!(
+                "No genuine event was accepted ({got}), so the rejections prove nothing: is \
+                 DT_SIGNATURE_SECRET the same here as at the receiver, and is the URL right?"
+            )
         } else {
             return;
         };
-        self.problem.get_or_insert_with(|| problem.to_owned());
+        self.problem.get_or_insert(problem);
     }
 
     /// What came of a case's requests up to the first without an answer.

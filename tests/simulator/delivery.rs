@@ -120,7 +120,8 @@ impl Delivery {
             404 => "404: is the path of the URL right? A receiver of this project has only /.",
             405 => "405: no POST there; is the URL the receiver's?",
             413 => "413: the body is too large for the receiver.",
-            500.. => "The receiver could not log the event.",
+            503 => "The receiver could not log the event.",
+            500.. => "The receiver fails; is the URL the receiver's?",
             _ => "No receiver's answer: is the URL the receiver's?",
         };
         let status = Some(status);

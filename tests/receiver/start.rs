@@ -1,0 +1,281 @@
+//! How the receiver starts, or says in one line why not.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use crate::helpers::{
+    AT_ONCE, Client, EVENT, PROGRAM, Receiver, Stopped, UNSIGNED, command, event, event_of,
+    free_port, receiver, skip,
+};
+
+/// Runs a receiver that must end by itself, and before it listens.
+fn run(change: impl FnOnce(&mut Command)) -> Stopped {
+    let mut command = receiver();
+    change(&mut command);
+    Receiver::spawn(command).wait()
+}
+
+/// Asserts that a receiver cannot start, and that this is all that it says.
+fn assert_cannot_start(expected: &str, change: impl FnOnce(&mut Command)) {
+    let ended = run(change);
+    assert_eq!(ended.stderr, format!("ERROR {expected}\n"));
+    assert_eq!(ended.status.code(), Some(1), "{expected}");
+    assert!(ended.stdout.is_empty(), "{expected}");
+}
+
+#[test]
+fn a_variable_it_cannot_start_with_is_named_with_its_remedy() {
+    const SECRET: &str = "DT_SIGNATURE_SECRET";
+    const PREVIOUS: &str = "DT_SIGNATURE_SECRET_PREVIOUS";
+    #[rustfmt::skip]
+    let remedies = [
+        (SECRET, "set it to the Data Connector's Signature Secret", "config:set DT_SIGNATURE_SECRET=…"),
+        (PREVIOUS, "set it to the secret before DT_SIGNATURE_SECRET, or unset it", "config:unset DT_SIGNATURE_SECRET_PREVIOUS"),
+        ("PORT", "set it to a number from 0 to 65535, or unset it for 8080", "config:unset PORT"),
+        ("BIND_ADDRESS", "set it to an IP address like 127.0.0.1, or unset it for all", "config:unset BIND_ADDRESS"),
+        ("RUST_LOG", "set it to off, error, warn, info, debug or trace, or to target=level, or unset it for info", "config:unset RUST_LOG"),
+    ];
+    #[rustfmt::skip]
+    let malformed = [
+        ("PORT", "eighty"), ("PORT", "65536"), ("PORT", "-1"), ("PORT", " 8080"), ("PORT", "8080\n"),
+        ("BIND_ADDRESS", "localhost"), ("BIND_ADDRESS", "127.0.0.1:8080"), ("BIND_ADDRESS", "[::1]"),
+        ("RUST_LOG", "loud"), ("RUST_LOG", "inof"), ("RUST_LOG", "hyper=loud"), ("RUST_LOG", "info,"),
+        ("RUST_LOG", "info,hyper"), ("RUST_LOG", "hyper="), ("RUST_LOG", "info hyper=warn"),
+    ];
+    let mut cases = vec![(SECRET, None, "is not set".to_owned())];
+    for (variable, ..) in remedies {
+        cases.push((variable, Some(&b""[..]), "is empty".to_owned()));
+        // A secret that is shown would be in no line: the lines are compared whole.
+        cases.push((variable, Some(b"hush\xff"), "is not UTF-8".to_owned()));
+    }
+    for (variable, value) in malformed {
+        let problem = format!("is {value:?}, which is not valid");
+        cases.push((variable, Some(value.as_bytes()), problem));
+    }
+    for (variable, value, problem) in &cases {
+        let (_, remedy, heroku) = remedies.iter().find(|(name, ..)| name == variable).unwrap();
+        let change = |command: &mut Command| match value {
+            Some(value) => drop(command.env(variable, OsStr::from_bytes(value))),
+            None => drop(command.env_remove(variable)),
+        };
+        assert_cannot_start(&format!("{variable} {problem}; {remedy}"), change);
+        let on_heroku = format!("{variable} {problem}; {remedy}: heroku {heroku}");
+        assert_cannot_start(&on_heroku, |command| {
+            change(command);
+            command.env("DYNO", "web.1");
+        });
+    }
+}
+
+#[test]
+fn an_address_it_cannot_listen_on_is_named_whatever_rust_log_is() {
+    let in_use = "Address already in use (os error 98); set it to a free one from 1024 on";
+    let remedy = "set it to an address of this host, or unset it for all";
+    #[rustfmt::skip]
+    let mut cases = vec![
+        // Of a network for documentation (RFC 5737), so of no host.
+        ("BIND_ADDRESS", "192.0.2.1".to_owned(), format!("Cannot assign requested address (os error 99); {remedy}")),
+        // It lacks the name of its link.
+        ("BIND_ADDRESS", "fe80::1".to_owned(), format!("Invalid argument (os error 22); {remedy}")),
+    ];
+    let all = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    // Where IPv4 alone would be free.
+    let ipv6 = TcpListener::bind((Ipv6Addr::LOCALHOST, 0));
+    if ipv6.is_err() {
+        skip("this machine has no IPv6");
+        cases.pop();
+    }
+    for taken in [Some(&all), ipv6.as_ref().ok()].into_iter().flatten() {
+        let port = taken.local_addr().unwrap().port();
+        cases.push(("PORT", port.to_string(), in_use.to_owned()));
+    }
+    for (variable, value, cause) in cases {
+        let expected = format!("{variable} {value} cannot be listened on: {cause}");
+        assert_cannot_start(&expected, |command| {
+            command.env(variable, value).env("RUST_LOG", "off");
+        });
+    }
+}
+
+#[test]
+fn it_listens_on_every_address_or_on_that_of_bind_address() {
+    let has_ipv6 = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok();
+    if !has_ipv6 {
+        skip("this machine has no IPv6");
+    }
+    let v4: IpAddr = Ipv4Addr::LOCALHOST.into();
+    let v6: IpAddr = Ipv6Addr::LOCALHOST.into();
+    let another_v4 = Ipv4Addr::new(127, 0, 0, 2).into();
+    let all = if has_ipv6 { "[::]" } else { "0.0.0.0" };
+    #[rustfmt::skip]
+    let cases = [
+        (None, all, [true, true, true]),
+        (Some("127.0.0.1"), "127.0.0.1", [true, false, false]),
+        (Some("0.0.0.0"), "0.0.0.0", [true, true, false]),
+        (Some("::1"), "[::1]", [false, false, true]),
+    ];
+    for (bind_address, shown, expected) in cases {
+        if !has_ipv6 && shown == "[::1]" {
+            continue;
+        }
+        let receiver = Receiver::start_with(|command| {
+            command.envs(bind_address.map(|address| ("BIND_ADDRESS", address)));
+        });
+        let port = receiver.address.port();
+        let mut expected_lines = Vec::new();
+        for (address, listens) in [v4, another_v4, v6].into_iter().zip(expected) {
+            let body = address.to_string().into_bytes();
+            // What listens on the same port of another address may be another test's.
+            if let Ok(mut client) = Client::connect_within(SocketAddr::new(address, port), AT_ONCE)
+            {
+                let _ = client.try_send(&event(&body));
+                let _ = client.try_answer();
+            }
+            if listens && (has_ipv6 || address != v6) {
+                expected_lines.push(format!("\"{address}\""));
+            }
+        }
+        let told = format!(" INFO listening on http://localhost:{port} ({shown}:{port})\n");
+        assert_eq!(receiver.stderr.text(), told);
+        let expected_lines = expected_lines.iter().map(String::as_bytes);
+        assert!(receiver.stop().lines().into_iter().eq(expected_lines));
+    }
+}
+
+#[test]
+fn the_port_is_8080_unless_set() {
+    let mut command = receiver();
+    command.env_remove("PORT");
+    // Where somebody else has it, the error says so as well.
+    Receiver::spawn(command).stderr.wait_for("8080");
+}
+
+#[test]
+fn rust_log_selects_diagnostics_and_never_events() {
+    let refused = " WARN refused with 400: no X-Dt-Signature header; ";
+    let stopped = " INFO stopped logged=1 refused=1 failed=0\n";
+    #[rustfmt::skip]
+    let cases = [
+        ("off", [false, false]), ("error", [false, false]), ("warn", [true, false]), ("INFO", [true, true]),
+        ("3", [true, true]), ("trace", [true, true]), ("info,hyper=warn", [true, true]),
+        ("warn,data_connector_receiver=info", [true, true]), ("hyper=trace", [false, false]),
+    ];
+    for (filter, expected) in cases {
+        let mut command = receiver();
+        command.env("RUST_LOG", filter);
+        let receiver = Receiver::run_unheard(command);
+        receiver.ask(UNSIGNED).assert_refused(400);
+        receiver.post(EVENT).assert_ok();
+        let ended = receiver.stop();
+        assert_eq!(ended.lines(), [EVENT], "{filter}");
+        let told = [refused, stopped].map(|line| ended.stderr.contains(line));
+        assert_eq!(told, expected, "{filter}: {}", ended.stderr);
+        let is_silent = told == [false, false];
+        assert_eq!(ended.stderr.is_empty(), is_silent, "{filter}");
+    }
+}
+
+#[test]
+fn help_and_version_are_printed_and_another_argument_is_an_error() {
+    let run = |argument: &str| {
+        let ended = run(|command| {
+            command.env_clear().arg(argument);
+        });
+        let stdout = String::from_utf8(ended.stdout).unwrap();
+        (ended.status.code(), stdout, ended.stderr)
+    };
+    let (code, help, stderr) = run("--help");
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    assert_eq!(run("-h"), (code, help.clone(), stderr));
+    let variables = "DT_SIGNATURE_SECRET PORT BIND_ADDRESS RUST_LOG NO_COLOR";
+    for variable in variables.split(' ').chain(["DT_SIGNATURE_SECRET_PREVIOUS"]) {
+        assert!(help.contains(&format!("\n  {variable} ")), "{help}");
+    }
+    let is_narrow = help.lines().all(|line| line.chars().count() <= 100);
+    assert!(is_narrow && help.lines().count() <= 24, "{help}");
+    let version = format!("data-connector-receiver {}\n", env!("CARGO_PKG_VERSION"));
+    for argument in ["--version", "-V"] {
+        assert_eq!(run(argument), (Some(0), version.clone(), String::new()));
+    }
+    for argument in ["--port", "8080", "", "\u{1b}[31m"] {
+        let problem = format!("ERROR unknown argument {argument:?}; see --help\n");
+        assert_eq!(run(argument), (Some(2), String::new(), problem));
+    }
+}
+
+#[test]
+fn a_secret_is_used_as_it_is() {
+    let long = "é".repeat(1000);
+    for secret in ["\"test-secret\"", " test-secret ", "a", "a\nb", &long] {
+        let receiver = Receiver::start_with(|command| {
+            command.env("DT_SIGNATURE_SECRET", secret);
+        });
+        receiver.ask(&event_of(secret)).assert_ok();
+        receiver.ask(&event_of("test-secret")).assert_refused(400);
+    }
+}
+
+#[test]
+fn the_procfile_runs_it_as_a_dyno_does() {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let procfile = fs::read_to_string(format!("{root}/Procfile")).unwrap();
+    let line = procfile.trim_end().strip_prefix("web: ").unwrap();
+    let app = tempfile::tempdir().unwrap();
+    fs::create_dir_all(app.path().join("target/release")).unwrap();
+    let program = app.path().join("target/release/data-connector-receiver");
+    std::os::unix::fs::symlink(PROGRAM, program).unwrap();
+    let port = free_port();
+    let mut command = command("sh");
+    command.args(["-c", line]).current_dir(app.path());
+    command.env("PORT", port.to_string()).env("DYNO", "web.1");
+    command.process_group(0);
+    let receiver = Receiver::run(command);
+    assert_eq!(receiver.address.port(), port);
+    receiver.post(EVENT).assert_ok();
+    // Heroku signals every process of the dyno.
+    kill_process_group(Pid::from_child(&receiver.child), Signal::TERM).unwrap();
+    // The exit code is that of sh, which may die of the signal.
+    let stopped = receiver.wait();
+    stopped.assert_counts("logged=1 refused=0 failed=0");
+    assert_eq!(stopped.lines(), [EVENT]);
+}
+
+#[test]
+fn a_secret_is_changed_without_a_refusal() {
+    let (old, new) = ("the-old-secret", "the-new-secret");
+    let two = " INFO two signature secrets are accepted: DT_SIGNATURE_SECRET and DT_SIGNATURE_SECRET_PREVIOUS\n";
+    let in_use = " INFO an event is signed with DT_SIGNATURE_SECRET_PREVIOUS; its Data Connector does not have the new secret yet\n";
+    let same = " WARN DT_SIGNATURE_SECRET_PREVIOUS is the same as DT_SIGNATURE_SECRET; unset it\n";
+    #[rustfmt::skip]
+    let steps = [
+        (new, Some(old), vec![(new, 200)], two, "logged=1 refused=0 failed=0"),
+        (new, Some(old), vec![(old, 200), (old, 200), (new, 200), ("other", 400)], two,
+            "logged=3 refused=1 failed=0 signed_with_previous_secret=2"),
+        (new, None, vec![(new, 200), (old, 400)], "", "logged=1 refused=1 failed=0"),
+        (new, Some(new), vec![(new, 200)], same, "logged=1 refused=0 failed=0"),
+    ];
+    for (secret, previous, events, note, counts) in steps {
+        let receiver = Receiver::start_with(|command| {
+            command.env("DT_SIGNATURE_SECRET", secret);
+            command.envs(previous.map(|secret| ("DT_SIGNATURE_SECRET_PREVIOUS", secret)));
+        });
+        for (signer, status) in events {
+            let answer = receiver.ask(&event_of(signer));
+            assert_eq!(answer.status, status, "{signer}, {secret}, {previous:?}");
+        }
+        let stopped = receiver.stop();
+        stopped.assert_counts(counts);
+        let stderr = stopped.stderr;
+        assert!(stderr.starts_with(note), "{stderr}");
+        // Once, though it is so twice: the first line in ten seconds is the only one.
+        let told = usize::from(counts.contains("previous"));
+        assert_eq!(stderr.matches(in_use).count(), told, "{stderr}");
+        assert_eq!(stderr.contains("_PREVIOUS"), previous.is_some(), "{stderr}");
+    }
+}
