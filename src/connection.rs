@@ -10,10 +10,6 @@
 //! - what it cannot parse it answers with a 4xx (`what_is_not_http_is_named`);
 //! - after an answer with `Connection: close` it shuts the connection down, though the request may
 //!   not have been read whole (`every_refusal_ends_its_connection`).
-//!
-//! And of tokio's runtime of one thread, that it runs tasks in the order in which they were woken:
-//! evicted ones before the ones that axum then tells to stop
-//! (`requests_that_have_arrived_on_kept_connections_are_answered`).
 
 use std::io::{self, ErrorKind};
 use std::mem;
@@ -30,10 +26,14 @@ use tokio::time::Instant;
 use crate::refusal::Refusal;
 use crate::registry::{Phase, Registry, Slot};
 use crate::report::Report;
+use crate::router::MAX_BODY_BYTES;
 
 /// The size in bytes that the head of a request must stay below, with what is read of its body at
 /// the same time. hyper's own limit is 400 KiB.
 pub const MAX_HEAD_BYTES: usize = 16 * 1024;
+
+/// How many bytes of a body are read at most, with its chunk sizes, which may have any length.
+const MAX_ENCODED_BODY_BYTES: usize = 2 * MAX_BODY_BYTES;
 
 /// How many bytes one read may take. hyper doubles its buffer, 8 KiB at first, whenever a read
 /// fills it.
@@ -100,13 +100,17 @@ impl AsyncRead for Connection {
         let this = &mut *self;
         let phase = this.slot.phase();
         let limit = match phase {
+            Phase::Head(MAX_HEAD_BYTES) => {
+                this.reject(Refusal::HeadTooLarge, buffer);
+                return Poll::Ready(Ok(()));
+            }
+            Phase::Body(MAX_ENCODED_BODY_BYTES) => {
+                return Poll::Ready(Err(ErrorKind::InvalidData.into()));
+            }
             Phase::Head(bytes) => MAX_READ_BYTES.min(MAX_HEAD_BYTES - bytes),
-            _ => MAX_READ_BYTES,
+            Phase::Body(bytes) => MAX_READ_BYTES.min(MAX_ENCODED_BODY_BYTES - bytes),
+            Phase::Working | Phase::Closing => MAX_READ_BYTES,
         };
-        if limit == 0 {
-            this.reject(Refusal::HeadTooLarge, buffer);
-            return Poll::Ready(Ok(()));
-        }
         this.stream.set_limit(limit as u64);
         let before = buffer.filled().len();
         let read = Pin::new(&mut this.stream).poll_read(cx, buffer)?;

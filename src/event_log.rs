@@ -65,7 +65,7 @@ struct Batch {
 impl EventLog {
     /// Starts the task that writes to `stdout`; must be called in a tokio runtime.
     pub fn start(stdout: Stdout, report: Arc<Report>) -> (Self, WriterTask) {
-        // Each connection waits for one event at most.
+        // One event of each connection; while stdout is stalled, those that gave up fill it, too.
         let (queue, entries) = mpsc::channel(MAX_CONNECTIONS + MAX_EVICTED);
         let task = tokio::spawn(write_events(stdout, entries, report));
         (Self { queue }, task)

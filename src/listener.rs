@@ -23,8 +23,8 @@ const BACKLOG: u32 = 1024;
 /// doubles it; by default it holds up to 4 MiB for each.
 const SEND_BUFFER_BYTES: u32 = 16 * 1024;
 
-/// How long to wait before the next attempt to accept or to admit a connection. Meanwhile the tasks
-/// of evicted ones close them.
+/// How long to wait before the next attempt to accept or to admit a connection. Meanwhile evicted
+/// ones close.
 const RETRY_DELAY: Duration = Duration::from_millis(1);
 
 /// The errors for too many open files in this process, and in the whole system.

@@ -85,8 +85,8 @@ struct State {
 pub enum Phase {
     /// For the head of a request, of which so many bytes have arrived.
     Head(usize),
-    /// For the body of a request.
-    Body,
+    /// For the body of a request, of which so many bytes have arrived, chunk sizes among them.
+    Body(usize),
     /// For the receiver: the only phase that is not idle.
     Working,
     /// For the client to close.
@@ -134,7 +134,7 @@ impl Registry {
     }
 
     /// Evicts every idle connection whose deadline has passed, and, once the receiver stops, every
-    /// one that is in no request.
+    /// one that waits for a head or to close.
     pub fn evict_late(&self, now: Instant) {
         let mut connections = self.lock();
         let is_stopping = connections.is_stopping;
@@ -192,16 +192,17 @@ impl Connections {
         can_evict
     }
 
-    fn evict_all(&mut self, is_evicted: impl Fn(&State) -> bool) {
+    fn evict_all(&mut self, must_evict: impl Fn(&State) -> bool) {
         let states = self.order.values().map(Slot::lock);
-        let evicted = states.filter(|state| is_evicted(state));
+        let evicted = states.filter(|state| must_evict(state));
         let ranks: Vec<_> = evicted.map(|state| state.rank).collect();
         for rank in ranks {
             self.evict(rank);
         }
     }
 
-    /// Takes a connection out of the order, and wakes its task, which closes it.
+    /// Takes a connection out of the order, and wakes its task, which closes it; a working one
+    /// after its answer.
     fn evict(&mut self, rank: Rank) {
         if let Some(slot) = self.remove(rank) {
             let mut state = slot.lock();
@@ -230,7 +231,7 @@ impl Slot {
 
     /// So many bytes have arrived.
     pub fn count_read(&self, count: usize) {
-        if let Phase::Head(bytes) = &mut self.lock().phase {
+        if let Phase::Head(bytes) | Phase::Body(bytes) = &mut self.lock().phase {
             *bytes += count;
         }
     }

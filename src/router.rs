@@ -60,7 +60,7 @@ pub fn router(state: AppState) -> Router {
 }
 
 async fn receive(State(state): AppData, ConnectInfo(slot): Client, request: Request) -> Response {
-    slot.set_phase(Phase::Body);
+    slot.set_phase(Phase::Body(0));
     let (head, body) = request.into_parts();
     match accept(&state, &slot, &head.headers, body).await {
         Ok(()) => {

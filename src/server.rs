@@ -9,7 +9,7 @@ use std::time::Duration;
 use axum::Router;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
-use tokio::time::{Instant, interval, timeout};
+use tokio::time::{Instant, interval, sleep, timeout};
 use tracing::{error, info, warn};
 
 use crate::event_log::{EPIPE, WriterTask};
@@ -21,6 +21,10 @@ use crate::report::{Report, WINDOW};
 /// How long requests in flight may take once the receiver stops: less than the 30 s after which
 /// Heroku kills a dyno (Heroku's page "Dyno Shutdown Behavior").
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(18);
+
+/// How long evicted connections have to read what has arrived, before axum closes unread what is
+/// idle.
+const LAST_READ_TIME: Duration = Duration::from_millis(10);
 
 /// How long requests in flight may take once stdout has no reader, and each is answered 503; and how
 /// long a write that is under way may take once every request is answered.
@@ -52,8 +56,8 @@ pub async fn serve(
         // It never ends before `stop`.
         _ = &mut server => {}
     }
-    // In this order: axum closes what is idle unread.
     registry.stop(Instant::now());
+    sleep(LAST_READ_TIME).await;
     let _ = stop.send(());
     let limit = if is_stdout_closed {
         LAST_TIMEOUT
@@ -65,6 +69,7 @@ pub async fn serve(
         () = signals.second_interrupt() => false,
     };
     if !is_drained {
+        is_stdout_closed |= writer.is_finished();
         warn!("requests are still in flight; they are cut off");
     } else if !is_stdout_closed && let Ok(ended) = timeout(LAST_TIMEOUT, writer).await {
         is_stdout_closed = !matches!(ended, Ok(Ok(())));

@@ -125,7 +125,7 @@ impl Way {
                 Ok(more) => count += more,
                 Err(error) => match error.kind() {
                     ErrorKind::Interrupted => {}
-                    // As a blocking stdout does.
+                    // Waits, as a blocking write would.
                     ErrorKind::WouldBlock => sleep(RETRY_DELAY).await,
                     _ => return (count, Err(error.raw_os_error().unwrap_or(EIO))),
                 },

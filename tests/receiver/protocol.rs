@@ -85,6 +85,8 @@ fn what_is_malformed_ends_its_connection_and_writes_nothing() {
         ("a chunk size that is no number", chunked(&format!("zz\r\n{body}\r\n0\r\n\r\n"))),
         ("a chunk longer than it says", chunked(&format!("1\r\n{body}\r\n0\r\n\r\n"))),
         ("an endless chunk extension", chunked(&format!("1;{}", "a".repeat(50_000)))),
+        ("an endless chunk size", chunked(&format!("1\r\n1\r\n{}", "0".repeat(200_000)))),
+        ("endless white space behind a chunk size", chunked(&format!("1\r\n1\r\n1{}", " ".repeat(200_000)))),
         ("a body that ends early", event(EVENT)[..event(EVENT).len() - 1].to_vec()),
         ("chunks that end early", chunked(&format!("{length:x}\r\n{body}\r\n"))),
     ];

@@ -91,7 +91,7 @@ impl Connections {
             Pass(milliseconds) => self.now += Duration::from_millis(*milliseconds),
             Working(numbers) => self.each(numbers, |_, slot| slot.set_phase(Phase::Working)),
             HalfHead(numbers) => self.each(numbers, |_, slot| slot.set_phase(Phase::Head(9))),
-            Body(numbers) => self.each(numbers, |_, slot| slot.set_phase(Phase::Body)),
+            Body(numbers) => self.each(numbers, |_, slot| slot.set_phase(Phase::Body(0))),
             Accepted(numbers) => self.each(numbers, |all, slot| all.event_accepted(slot, now)),
             Refused(numbers) => self.each(numbers, |_, slot| slot.close(now)),
             Closed(numbers) => self.each(numbers, Registry::closed),
