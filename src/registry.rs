@@ -236,7 +236,8 @@ impl Slot {
         }
     }
 
-    /// From now on the connection waits for its client to close, for [`CLOSING_TIMEOUT`] at most.
+    /// From now on the connection waits for its client to close, until the first look at the
+    /// deadlines after [`CLOSING_TIMEOUT`].
     pub fn close(&self, now: Instant) {
         let mut state = self.lock();
         if state.phase != Phase::Closing {

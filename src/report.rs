@@ -75,17 +75,24 @@ impl Report {
     /// A request was refused, or its event could not be logged. The line ends with its
     /// `X-Request-Id`, which a proxy's own line has, too, or else with the client's address.
     pub fn refused(&self, refusal: Refusal, request_id: Option<&HeaderValue>, client: SocketAddr) {
-        let (status, reason) = (refusal.status(), refusal.reason());
-        let (code, name) = (status.as_u16(), refusal.name());
+        let status = refusal.status();
+        let is_failure = status == StatusCode::SERVICE_UNAVAILABLE;
+        let mut counts = self.lock();
+        counts.is_failing |= is_failure;
+        let throttle = if is_failure {
+            &mut counts.failed
+        } else {
+            &mut counts.refused
+        };
+        if !throttle.is_first(refusal.name()) {
+            return;
+        }
+        let (code, reason) = (status.as_u16(), refusal.reason());
         let request_id = shown(request_id);
         let client = request_id.is_none().then(|| display(client));
-        let mut counts = self.lock();
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            counts.is_failing = true;
-            if counts.failed.is_first(name) {
-                error!(request_id, client, "failed with {code}: {reason}");
-            }
-        } else if counts.refused.is_first(name) {
+        if is_failure {
+            error!(request_id, client, "failed with {code}: {reason}");
+        } else {
             warn!(request_id, client, "refused with {code}: {reason}");
         }
     }
