@@ -1,20 +1,25 @@
 //! What the line of an event is: JSON, whatever its body is. Pure, but for the real events.
 
 use std::fs;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
 use data_connector_receiver::event_log::EventLog;
 use data_connector_receiver::stdout::Stdout;
-use data_connector_receiver::verify::Verifier;
+use data_connector_receiver::verify::{VerifiedEvent, Verifier};
 
 use crate::helpers::{Output, Receiver, SECRET, lines, token};
 
+/// The event that has this body.
+pub fn verified(body: &[u8]) -> VerifiedEvent {
+    static VERIFIER: LazyLock<Verifier> = LazyLock::new(|| Verifier::new(SECRET, None));
+    let token = VERIFIER.verify_token(token(body).as_bytes(), SystemTime::now());
+    token.unwrap().verify_body(body.to_vec()).unwrap()
+}
+
 /// What the event log writes for an event with this body, without the line's end.
 fn line(body: &[u8]) -> Vec<u8> {
-    let verifier = Verifier::new(SECRET, None);
-    let token = verifier.verify_token(token(body).as_bytes(), SystemTime::now());
-    let event = token.unwrap().verify_body(body.to_vec()).unwrap();
+    let event = verified(body);
     let kept = Output::default();
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     runtime.enable_time().build().unwrap().block_on(async {
