@@ -40,10 +40,6 @@ impl Ended {
         let is_right = self.code == Some(code) && self.stdout.starts_with(words);
         assert!(is_right, "not {code} and {words}: {self:?}");
     }
-
-    pub fn last_line(&self) -> &str {
-        self.stdout.lines().last().unwrap_or_default()
-    }
 }
 
 /// A simulator with the receivers' secret, as `cargo test` has built it beside the tests.
@@ -88,9 +84,8 @@ pub fn nobody() -> String {
 fn every_event_is_sent_until_it_is_accepted() {
     for (arguments, sent, types) in [
         (&[][..], 19, 19),
-        (&["--events=5", "--type", "touch,co2"], 5, 2),
-        (&["--type", "motion", "--connections", "1"], 1, 1),
-        (&["--events", "30", "--rate", "1000"], 30, 19),
+        (&["--type", "touch,co2", "--connections", "1"], 2, 2),
+        (&["--events=30", "--rate", "1000"], 30, 19),
     ] {
         let receiver = Receiver::start();
         let url = url(receiver.address);
@@ -139,7 +134,7 @@ fn an_attempt_is_repeated_with_a_fresh_token_and_counted() {
 fn what_is_not_accepted_is_explained() {
     let receiver = Receiver::start();
     let port = receiver.address.port();
-    let answers = |status| (endpoint(status).0, status);
+    let answers = |status| (endpoint(&format!("{status}, {status}")).0, status);
     let on = |host: &str| (format!("{host}:{port}/"), "400 Could not verify request.");
     let rejects = "The receiver rejects the signature: is DT_SIGNATURE_SECRET the same on both \
                    sides?";
@@ -159,50 +154,38 @@ fn what_is_not_accepted_is_explained() {
     ];
     for ((url, text), advice) in cases {
         let mut simulator = simulator(&url);
-        simulator.args(["--type", "touch", "--give-up-after", "0s"]);
+        simulator.args(["--events", "2", "--give-up-after", "0s"]);
         let ended = end(simulator.env("DT_SIGNATURE_SECRET", "another"));
-        ended.assert(1, &format!("0 of 1 events accepted by {url}; 1 given up\n"));
-        let attempt = format!("\n             1 x {text}");
+        ended.assert(1, &format!("0 of 2 events accepted by {url}; 2 given up\n"));
+        let attempt = format!("\n             2 x {text}");
         assert!(ended.stdout.contains(&attempt), "{url}: {ended:?}");
         assert_eq!(ended.stderr, format!("{advice}\n"), "{url}");
     }
 }
 
 #[test]
-fn where_nothing_listens_every_event_is_given_up() {
-    let url = nobody();
-    let ended = end(simulator(&url).args(["--give-up-after", "300ms"]));
-    ended.assert(
-        1,
-        &format!("0 of 19 events accepted by {url}; 19 given up\n"),
-    );
-    assert_eq!(ended.stderr.matches("Nothing listens there").count(), 1);
-}
-
-#[test]
 fn a_forged_event_must_be_rejected() {
+    let receiver = Receiver::start();
+    let forge = |url: &str, kind| end(simulator(url).args(["--forge", kind, "--type", "touch"]));
     for (kind, reason) in [
         ("wrong-secret", "signature does not match"),
         ("altered-body", "the body is not the signed one"),
         ("expired", "token has expired"),
         ("no-header", "no X-Dt-Signature header"),
     ] {
-        let receiver = Receiver::start();
         let url = url(receiver.address);
-        let ended = end(simulator(&url).args(["--forge", kind, "--type", "touch"]));
+        let ended = forge(&url, kind);
         let words = format!("1 of 1 forged events rejected by {url}, as they must be\n");
         ended.assert(0, &words);
         assert_eq!(ended.stderr, "", "{kind}");
-        let stopped = receiver.stop();
-        assert!(stopped.stderr.contains(reason), "{}", stopped.stderr);
-        assert_eq!(stopped.stdout, b"", "{kind}");
+        receiver.stderr.wait_for(reason);
     }
+    assert_eq!(receiver.stop().stdout, b"");
     let accepted = "; 1 accepted: does the receiver verify signatures?";
     for (answer, end_of_sentence) in [("200 A", accepted), ("404 A", ""), ("503 A", "")] {
         let url = endpoint(answer).0;
-        let ended = end(simulator(&url).args(["--forge", "expired", "--type", "touch"]));
         let words = format!("0 of 1 forged events rejected by {url}{end_of_sentence}\n");
-        ended.assert(1, &words);
+        forge(&url, "expired").assert(1, &words);
     }
 }
 
@@ -257,20 +240,22 @@ fn bad_arguments_end_with_2_before_anything_is_sent() {
     assert!(help.stdout.contains("otherwise 15s"), "{help:?}");
 }
 
-/// The URL of an endpoint that gives these answers, one a connection, or closes the connection for
-/// an empty one; and the head and the body of each request that it answered.
-fn endpoint(answers: &'static str) -> (String, JoinHandle<Vec<(String, String)>>) {
+/// The URL of an endpoint that gives these answers, one a connection, or none instead of an empty
+/// one; and the head and the body of each request.
+fn endpoint(answers: &str) -> (String, JoinHandle<Vec<(String, String)>>) {
     let (url, listener) = listen();
+    let answers = answers.to_owned();
     let requests = thread::spawn(move || {
-        let answers = answers.split(", ").filter_map(|answer| {
+        let mut requests = Vec::new();
+        for answer in answers.split(", ") {
             let mut stream = BufReader::new(listener.accept().unwrap().0);
-            let request = Some(answer).filter(|answer| !answer.is_empty());
-            let request = request.and_then(|_| read_message(&mut stream))?;
-            let answer = format!("HTTP/1.1 {answer}\r\nConnection: close\r\n\r\n");
-            stream.get_mut().write_all(answer.as_bytes()).unwrap();
-            Some(request)
-        });
-        answers.collect()
+            requests.push(read_message(&mut stream).unwrap());
+            if !answer.is_empty() {
+                let answer = format!("HTTP/1.1 {answer}\r\nConnection: close\r\n\r\n");
+                stream.get_mut().write_all(answer.as_bytes()).unwrap();
+            }
+        }
+        requests
     });
     (url, requests)
 }
