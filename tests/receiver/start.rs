@@ -2,16 +2,17 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::helpers::{
-    AT_ONCE, Client, EVENT, PROGRAM, Receiver, Stopped, UNSIGNED, command, event, event_of,
-    free_port, receiver, skip,
+    Client, EVENT, PROGRAM, Receiver, SOON, Stopped, UNSIGNED, command, event, event_of, free_port,
+    receiver, skip,
 };
 
 /// Runs a receiver that must end by itself, and before it listens.
@@ -43,10 +44,10 @@ fn a_variable_it_cannot_start_with_is_named_with_its_remedy() {
     ];
     #[rustfmt::skip]
     let malformed = [
-        ("PORT", "eighty"), ("PORT", "65536"), ("PORT", "-1"), ("PORT", " 8080"), ("PORT", "8080\n"),
-        ("BIND_ADDRESS", "localhost"), ("BIND_ADDRESS", "127.0.0.1:8080"), ("BIND_ADDRESS", "[::1]"),
-        ("RUST_LOG", "loud"), ("RUST_LOG", "inof"), ("RUST_LOG", "hyper=loud"), ("RUST_LOG", "info,"),
-        ("RUST_LOG", "info,hyper"), ("RUST_LOG", "hyper="), ("RUST_LOG", "info hyper=warn"),
+        ("PORT", "eighty"), ("PORT", "65536"), ("PORT", " 8080"),
+        ("BIND_ADDRESS", "localhost"), ("BIND_ADDRESS", "127.0.0.1:8080"),
+        ("RUST_LOG", "loud"), ("RUST_LOG", "info,hyper"), ("RUST_LOG", "hyper=loud"),
+        ("RUST_LOG", "hyper="), ("RUST_LOG", "info,"), ("RUST_LOG", "info hyper=warn"),
     ];
     let mut cases = vec![(SECRET, None, "is not set".to_owned())];
     for (variable, ..) in remedies {
@@ -60,10 +61,8 @@ fn a_variable_it_cannot_start_with_is_named_with_its_remedy() {
     }
     for (variable, value, problem) in &cases {
         let (_, remedy, heroku) = remedies.iter().find(|(name, ..)| name == variable).unwrap();
-        let change = |command: &mut Command| match value {
-            Some(value) => drop(command.env(variable, OsStr::from_bytes(value))),
-            None => drop(command.env_remove(variable)),
-        };
+        let value = value.map(|value| (variable, OsStr::from_bytes(value)));
+        let change = |command: &mut Command| _ = command.env_remove(variable).envs(value);
         assert_cannot_start(&format!("{variable} {problem}; {remedy}"), change);
         let on_heroku = format!("{variable} {problem}; {remedy}: heroku {heroku}");
         assert_cannot_start(&on_heroku, |command| {
@@ -75,76 +74,52 @@ fn a_variable_it_cannot_start_with_is_named_with_its_remedy() {
 
 #[test]
 fn an_address_it_cannot_listen_on_is_named_whatever_rust_log_is() {
-    let in_use = "Address already in use (os error 98); set it to a free one from 1024 on";
-    let remedy = "set it to an address of this host, or unset it for all";
-    #[rustfmt::skip]
-    let mut cases = vec![
-        // Of a network for documentation (RFC 5737), so of no host.
-        ("BIND_ADDRESS", "192.0.2.1".to_owned(), format!("Cannot assign requested address (os error 99); {remedy}")),
-        // It lacks the name of its link.
-        ("BIND_ADDRESS", "fe80::1".to_owned(), format!("Invalid argument (os error 22); {remedy}")),
+    // Of IPv6 where there is that: IPv4 alone would be free.
+    let listener = TcpListener::bind((Ipv6Addr::LOCALHOST, 0));
+    let listener = listener.or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)));
+    let taken = listener.as_ref().unwrap().local_addr().unwrap();
+    let (port, ip) = (taken.port().to_string(), taken.ip().to_string());
+    let in_use = format!(
+        "PORT {port} cannot be listened on: Address already in use (os error 98); set it to a free one from 1024 on"
+    );
+    // Of a network for documentation (RFC 5737), so of no host.
+    let nowhere = "BIND_ADDRESS 192.0.2.1 cannot be listened on: Cannot assign requested address (os error 99); set it to an address of this host, or unset it for all";
+    let cases = [
+        (vec![("PORT", &*port)], &*in_use),
+        (vec![("PORT", &port), ("BIND_ADDRESS", &ip)], &in_use),
+        (vec![("BIND_ADDRESS", "192.0.2.1")], nowhere),
     ];
-    let all = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
-    // Where IPv4 alone would be free.
-    let ipv6 = TcpListener::bind((Ipv6Addr::LOCALHOST, 0));
-    if ipv6.is_err() {
-        skip("this machine has no IPv6");
-        cases.pop();
-    }
-    for taken in [Some(&all), ipv6.as_ref().ok()].into_iter().flatten() {
-        let port = taken.local_addr().unwrap().port();
-        cases.push(("PORT", port.to_string(), in_use.to_owned()));
-    }
-    for (variable, value, cause) in cases {
-        let expected = format!("{variable} {value} cannot be listened on: {cause}");
-        assert_cannot_start(&expected, |command| {
-            command.env(variable, value).env("RUST_LOG", "off");
+    for (variables, expected) in cases {
+        assert_cannot_start(expected, |command| {
+            command.envs(variables).env("RUST_LOG", "off");
         });
     }
 }
 
 #[test]
 fn it_listens_on_every_address_or_on_that_of_bind_address() {
-    let has_ipv6 = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok();
-    if !has_ipv6 {
-        skip("this machine has no IPv6");
-    }
-    let v4: IpAddr = Ipv4Addr::LOCALHOST.into();
-    let v6: IpAddr = Ipv6Addr::LOCALHOST.into();
-    let another_v4 = Ipv4Addr::new(127, 0, 0, 2).into();
-    let all = if has_ipv6 { "[::]" } else { "0.0.0.0" };
-    #[rustfmt::skip]
-    let cases = [
-        (None, all, [true, true, true]),
-        (Some("127.0.0.1"), "127.0.0.1", [true, false, false]),
-        (Some("0.0.0.0"), "0.0.0.0", [true, true, false]),
-        (Some("::1"), "[::1]", [false, false, true]),
+    let v4 = IpAddr::from(Ipv4Addr::LOCALHOST);
+    let v6 = IpAddr::from(Ipv6Addr::LOCALHOST);
+    let mut cases = vec![
+        (None, "[::]", vec![v4, v6]),
+        (Some("127.0.0.1"), "127.0.0.1", vec![v4]),
+        (Some("::1"), "[::1]", vec![v6]),
     ];
-    for (bind_address, shown, expected) in cases {
-        if !has_ipv6 && shown == "[::1]" {
-            continue;
-        }
+    if TcpListener::bind((v6, 0)).is_err() {
+        skip("this machine has no IPv6");
+        cases = vec![(None, "0.0.0.0", vec![v4])];
+    }
+    for (bind_address, shown, addresses) in cases {
         let receiver = Receiver::start_with(|command| {
             command.envs(bind_address.map(|address| ("BIND_ADDRESS", address)));
         });
         let port = receiver.address.port();
-        let mut expected_lines = Vec::new();
-        for (address, listens) in [v4, another_v4, v6].into_iter().zip(expected) {
-            let body = address.to_string().into_bytes();
-            // What listens on the same port of another address may be another test's.
-            if let Ok(mut client) = Client::connect_within(SocketAddr::new(address, port), AT_ONCE)
-            {
-                let _ = client.try_send(&event(&body));
-                let _ = client.try_answer();
-            }
-            if listens && (has_ipv6 || address != v6) {
-                expected_lines.push(format!("\"{address}\""));
-            }
-        }
         let told = format!(" INFO listening on http://localhost:{port} ({shown}:{port})\n");
         assert_eq!(receiver.stderr.text(), told);
-        let expected_lines = expected_lines.iter().map(String::as_bytes);
-        assert!(receiver.stop().lines().into_iter().eq(expected_lines));
+        for address in addresses {
+            let client = Client::connect_within((address, port).into(), SOON);
+            client.unwrap().ask(&event(EVENT)).assert_ok();
+        }
     }
 }
 
@@ -162,8 +137,7 @@ fn rust_log_selects_diagnostics_and_never_events() {
     let stopped = " INFO stopped logged=1 refused=1 failed=0\n";
     #[rustfmt::skip]
     let cases = [
-        ("off", [false, false]), ("error", [false, false]), ("warn", [true, false]), ("INFO", [true, true]),
-        ("3", [true, true]), ("trace", [true, true]), ("info,hyper=warn", [true, true]),
+        ("off", [false, false]), ("warn", [true, false]), ("INFO", [true, true]), ("info,hyper=warn", [true, true]),
         ("warn,data_connector_receiver=info", [true, true]), ("hyper=trace", [false, false]),
     ];
     for (filter, expected) in cases {
@@ -184,9 +158,7 @@ fn rust_log_selects_diagnostics_and_never_events() {
 #[test]
 fn help_and_version_are_printed_and_another_argument_is_an_error() {
     let run = |argument: &str| {
-        let ended = run(|command| {
-            command.env_clear().arg(argument);
-        });
+        let ended = run(|command| _ = command.env_clear().arg(argument));
         let stdout = String::from_utf8(ended.stdout).unwrap();
         (ended.status.code(), stdout, ended.stderr)
     };
@@ -203,7 +175,7 @@ fn help_and_version_are_printed_and_another_argument_is_an_error() {
     for argument in ["--version", "-V"] {
         assert_eq!(run(argument), (Some(0), version.clone(), String::new()));
     }
-    for argument in ["--port", "8080", "", "\u{1b}[31m"] {
+    for argument in ["--port", "", "\u{1b}[31m"] {
         let problem = format!("ERROR unknown argument {argument:?}; see --help\n");
         assert_eq!(run(argument), (Some(2), String::new(), problem));
     }
@@ -211,14 +183,12 @@ fn help_and_version_are_printed_and_another_argument_is_an_error() {
 
 #[test]
 fn a_secret_is_used_as_it_is() {
-    let long = "é".repeat(1000);
-    for secret in ["\"test-secret\"", " test-secret ", "a", "a\nb", &long] {
-        let receiver = Receiver::start_with(|command| {
-            command.env("DT_SIGNATURE_SECRET", secret);
-        });
-        receiver.ask(&event_of(secret)).assert_ok();
-        receiver.ask(&event_of("test-secret")).assert_refused(400);
-    }
+    let secret = " \"é\n'";
+    let receiver = Receiver::start_with(|command| {
+        command.env("DT_SIGNATURE_SECRET", secret);
+    });
+    receiver.ask(&event_of(secret)).assert_ok();
+    receiver.ask(&event_of(secret.trim())).assert_refused(400);
 }
 
 #[test]
@@ -229,7 +199,7 @@ fn the_procfile_runs_it_as_a_dyno_does() {
     let app = tempfile::tempdir().unwrap();
     fs::create_dir_all(app.path().join("target/release")).unwrap();
     let program = app.path().join("target/release/data-connector-receiver");
-    std::os::unix::fs::symlink(PROGRAM, program).unwrap();
+    symlink(PROGRAM, program).unwrap();
     let port = free_port();
     let mut command = command("sh");
     command.args(["-c", line]).current_dir(app.path());
@@ -248,34 +218,26 @@ fn the_procfile_runs_it_as_a_dyno_does() {
 
 #[test]
 fn a_secret_is_changed_without_a_refusal() {
-    let (old, new) = ("the-old-secret", "the-new-secret");
-    let two = " INFO two signature secrets are accepted: DT_SIGNATURE_SECRET and DT_SIGNATURE_SECRET_PREVIOUS\n";
-    let in_use = " INFO an event is signed with DT_SIGNATURE_SECRET_PREVIOUS; its Data Connector does not have the new secret yet\n";
+    let start = |previous: &str| {
+        Receiver::start_with(|command| {
+            command.env("DT_SIGNATURE_SECRET", "new");
+            command.env("DT_SIGNATURE_SECRET_PREVIOUS", previous);
+        })
+    };
+    let receiver = start("old");
+    let signers = ["new", "old", "old", "new", "older"];
+    let answers = signers.map(|secret| receiver.ask(&event_of(secret)).status);
+    assert_eq!(answers, [200, 200, 200, 200, 400]);
+    let stopped = receiver.stop();
+    stopped.assert_counts("logged=4 refused=1 failed=0 signed_with_previous_secret=2");
+    let lines: Vec<&str> = stopped.stderr.lines().collect();
+    let two = " INFO two signature secrets are accepted: DT_SIGNATURE_SECRET and DT_SIGNATURE_SECRET_PREVIOUS";
+    let in_use = " INFO an event is signed with DT_SIGNATURE_SECRET_PREVIOUS; its Data Connector does not have the new secret yet";
+    assert_eq!([lines[0], lines[2]], [two, in_use]);
+    // Before the refusal, and the two of the end: it is not told again.
+    assert_eq!(lines.len(), 6, "{lines:?}");
+
+    let stderr = start("new").stop().stderr;
     let same = " WARN DT_SIGNATURE_SECRET_PREVIOUS is the same as DT_SIGNATURE_SECRET; unset it\n";
-    #[rustfmt::skip]
-    let steps = [
-        (new, Some(old), vec![(new, 200)], two, "logged=1 refused=0 failed=0"),
-        (new, Some(old), vec![(old, 200), (old, 200), (new, 200), ("other", 400)], two,
-            "logged=3 refused=1 failed=0 signed_with_previous_secret=2"),
-        (new, None, vec![(new, 200), (old, 400)], "", "logged=1 refused=1 failed=0"),
-        (new, Some(new), vec![(new, 200)], same, "logged=1 refused=0 failed=0"),
-    ];
-    for (secret, previous, events, note, counts) in steps {
-        let receiver = Receiver::start_with(|command| {
-            command.env("DT_SIGNATURE_SECRET", secret);
-            command.envs(previous.map(|secret| ("DT_SIGNATURE_SECRET_PREVIOUS", secret)));
-        });
-        for (signer, status) in events {
-            let answer = receiver.ask(&event_of(signer));
-            assert_eq!(answer.status, status, "{signer}, {secret}, {previous:?}");
-        }
-        let stopped = receiver.stop();
-        stopped.assert_counts(counts);
-        let stderr = stopped.stderr;
-        assert!(stderr.starts_with(note), "{stderr}");
-        // Once, though it is so twice: the first line in ten seconds is the only one.
-        let told = usize::from(counts.contains("previous"));
-        assert_eq!(stderr.matches(in_use).count(), told, "{stderr}");
-        assert_eq!(stderr.contains("_PREVIOUS"), previous.is_some(), "{stderr}");
-    }
+    assert!(stderr.starts_with(same), "{stderr}");
 }
