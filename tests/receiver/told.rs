@@ -36,8 +36,8 @@ fn the_first_of_each_reason_has_a_line_and_the_others_are_summed_up() {
     let mismatch = NotVerified(SignatureMismatch);
     let refuse = |refusal, count| (0..count).for_each(|_| report.refused(refusal, None, client));
     let window = || {
-        refuse(NotFound, 6);
-        refuse(mismatch, 53);
+        refuse(NotFound, 53);
+        refuse(mismatch, 6);
         refuse(WriteFailed(5), 9);
         for _ in 0..3 {
             refuse(StdoutStalled, 1);
@@ -60,7 +60,7 @@ fn the_first_of_each_reason_has_a_line_and_the_others_are_summed_up() {
         " INFO an event is signed with DT_SIGNATURE_SECRET_PREVIOUS; its Data Connector does not have the new secret yet",
         " WARN too many connections; the oldest are evicted: find out who connects",
         " WARN cannot accept a connection: Too many open files (os error 24); if files are too many, raise `ulimit -n`",
-        " WARN more requests were refused: 52 signature does not match, 5 wrong path",
+        " WARN more requests were refused: 52 wrong path, 5 signature does not match",
         "ERROR more events were not logged: 8 stdout cannot be written, 2 stdout is stalled",
     ];
     for window_number in 1..3 {
