@@ -29,7 +29,7 @@ pub fn a_connection_is_closed_15_s_after_its_accept_unless_an_event_was_accepted
     let mut kept = receiver.client();
     kept.ask(&request).assert_ok();
     thread::scope(|scope| {
-        // Nothing; a part of a head and a part of a body, to which a byte is added each second.
+        // Nothing; a part of a head and a part of a body, to which a byte is added each 0.4 s.
         for sent in [0, 50, request.len() - 50] {
             let (receiver, request) = (&receiver, &request);
             scope.spawn(move || {
@@ -37,7 +37,7 @@ pub fn a_connection_is_closed_15_s_after_its_accept_unless_an_event_was_accepted
                 let mut client = receiver.client();
                 client.send(&request[..sent]);
                 for byte in request[sent..].iter().take_while(|_| sent > 0) {
-                    thread::sleep(Duration::from_secs(1));
+                    thread::sleep(Duration::from_millis(400));
                     if client.try_send(&[*byte]).is_err() {
                         break;
                     }
