@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::sync::Mutex;
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
 use crate::helpers::{
@@ -82,18 +82,16 @@ fn attack(row: &Row) {
     let attack = Attack::begin(receiver.address, row.shape, payload, row.connections);
     attack.wait_for(row.connections.min(row.files));
     let sent: Vec<_> = thread::scope(|scope| {
-        let sending = senders.iter_mut().enumerate().map(|(index, sender)| {
+        let mut sending = Vec::new();
+        for (index, sender) in senders.iter_mut().enumerate() {
             thread::sleep(Duration::from_millis(3));
-            scope.spawn(move || (sender.way, sender.send_all(index)))
-        });
-        let sending: Vec<_> = sending.collect();
-        sending
-            .into_iter()
-            .map(|sent| sent.join().unwrap())
-            .collect()
+            sending.push(scope.spawn(move || (sender.way, sender.send_all(index))));
+        }
+        let sent = sending.into_iter().map(ScopedJoinHandle::join);
+        sent.map(Result::unwrap).collect()
     });
     drop(attack);
-    let (_, memory) = receiver.memory();
+    let memory = receiver.memory();
     assert!(memory < row.memory * 1024, "{name}: {memory} KiB");
     let stopped = receiver.stop();
     assert_eq!(stopped.status.code(), Some(0), "{name}: {}", stopped.stderr);
@@ -122,7 +120,7 @@ pub fn a_thousand_bodies_behind_a_stalled_stdout_take_less_than_128_mib() {
     receiver.stderr.wait_for(told);
     let output = Output::of(reader);
     receiver.stderr.wait_for("stdout takes events again");
-    let (_, memory) = receiver.memory();
+    let memory = receiver.memory();
     assert!(memory < 128 * 1024, "{memory} KiB");
     drop(attack);
     assert_eq!(receiver.stop().status.code(), Some(0));

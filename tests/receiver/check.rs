@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use data_connector_receiver::verify::{Verifier, VerifyError as V};
 use serde_json::Value;
 
-use crate::helpers::{Receiver, SECRET, claims_in, header, headers, read_message, terminal};
+use crate::helpers::{Receiver, SECRET, claims_in, header, headers, read_message};
 use crate::simulator::{Ended, end, listen, nobody, simulator, url};
 
 fn check(url: &str, arguments: &[&str]) -> Ended {
@@ -239,21 +239,5 @@ fn a_receiver_that_answers_nothing_or_everything_alike_fails() {
         assert!(before.contains(problem), "{problem}: {ended:?}");
         let verdict = verdict.replace("URL", &url);
         assert!(end.starts_with(&verdict), "{verdict}: {ended:?}");
-    }
-}
-
-#[test]
-fn verdicts_are_colored_on_a_terminal() {
-    let url = receiver("accepts unsigned");
-    for (no_color, count) in [("", 2), ("1", 0)] {
-        let (slave, shown) = terminal();
-        let mut check = simulator(&url);
-        check.arg("--check").env("NO_COLOR", no_color).stdout(slave);
-        assert_eq!(end(&mut check).code, Some(1));
-        drop(check);
-        let shown = String::from_utf8(shown.to_end()).unwrap();
-        for verdict in ["\x1b[31mWRONG\x1b[0m", "\x1b[2mright\x1b[0m"] {
-            assert_eq!(shown.matches(verdict).count(), count, "{shown}");
-        }
     }
 }

@@ -171,31 +171,22 @@ impl Case {
         // The writes before each of which an event waits: those after the one during which it came.
         let mut waits = Vec::new();
         for event in 0..=last {
-            let arrives = if event == last { course.before[1] } else { 0 };
-            let fails = (arrives..given.len()).find(|number| self.failure(*number).is_some());
-            let is_whole = |bytes: &Vec<u8>| self.events(bytes).contains(&Some(event));
+            let came = if event == last { course.before[1] } else { 0 };
+            let fails = (came..given.len()).find(|number| self.failure(*number).is_some());
+            let has_line = |bytes: &Vec<u8>| self.events(bytes).contains(&Some(event));
             let expected = match fails {
-                _ if is_whole(&stdout[fails.unwrap_or(given.len())]) => Ok(()),
+                _ if has_line(&stdout[fails.unwrap_or(given.len())]) => Ok(()),
                 Some(number) => Err(self.failure(number).unwrap()),
                 None => Err(EPIPE),
             };
             let (fails, gives_up) = (fails.unwrap_or(NEVER), self.gives_up[event]);
-            if gives_up == NEVER {
-                assert_eq!(
-                    course.told[&event],
-                    expected.map_err(WriteFailed),
-                    "{event}"
-                );
-            }
-            let [first, last] = [
-                given.iter().position(is_whole),
-                given.iter().rposition(is_whole),
-            ];
-            assert!(
-                first <= Some(gives_up) && last <= Some(fails),
-                "{event} is skipped"
-            );
-            waits.push(arrives + 1..fails.min(gives_up).saturating_add(1));
+            let told = course.told.get(&event);
+            let is_right = told == Some(&expected.map_err(WriteFailed));
+            assert!(is_right || gives_up < NEVER, "{event} is told {told:?}");
+            let is_skipped = given.iter().position(has_line) <= Some(gives_up)
+                && given.iter().rposition(has_line) <= Some(fails);
+            assert!(is_skipped, "{event} is begun, though nobody waits for it");
+            waits.push(came + 1..fails.min(gives_up).saturating_add(1));
         }
         let is_cut = |bytes: &[u8]| bytes.last().is_some_and(|byte| *byte != b'\n');
         for (number, bytes) in given.iter().enumerate() {
@@ -203,37 +194,27 @@ impl Case {
             let found = self.events(&[before, &**bytes].concat());
             let is_right = found[0].is_some() && found.is_sorted_by(|a, b| a.is_some() && a < b);
             assert!(is_right, "whole lines, each once, in the order of arrival");
-            assert!(
-                bytes.len() <= 4096 || count == 1,
-                "one piece of a pipe, or one line"
-            );
+            let is_piece = bytes.len() <= 4096 || count == 1;
+            assert!(is_piece, "what a pipe keeps together, or one line");
             let is_rest = number > 0
                 && self.failure(number - 1).is_none()
                 && before.len() < stdout[number - 1].len() + given[number - 1].len();
             if !is_rest && is_cut(before) {
-                assert_eq!(
-                    count, 1,
-                    "the rest of a line that failed comes first, alone"
-                );
+                assert_eq!(count, 1, "a line that was cut is finished first, alone");
             } else if !is_rest {
                 let mut waiting = (0..=last).filter(|event| waits[*event].contains(&number));
                 let next = waiting.find(|event| !found.contains(&Some(*event)));
                 let fits = next.is_some_and(|next| bytes.len() + self.lines[next].len() <= 4096);
-                assert!(!fits, "as many as fit");
+                assert!(!fits, "as many lines as fit");
             }
-            let is_end = self.failure(number) == Some(EPIPE);
-            assert!(
-                !is_end || number + 1 == given.len(),
-                "nothing without a reader"
-            );
+            let is_over = self.failure(number) == Some(EPIPE);
+            assert!(!is_over || number + 1 == given.len(), "no reader, no write");
         }
         let has_ended = course.told[&last] == Err(WriteFailed(EPIPE));
         assert_eq!(course.told[&NEVER].is_err(), has_ended);
-        let is_attempted = given.len() > course.before[2] || has_ended;
-        assert!(
-            !is_cut(&stdout[given.len()]) || is_attempted,
-            "a last attempt"
-        );
+        let is_attempted = has_ended || given.len() > course.before[2];
+        let is_whole = !is_cut(&stdout[given.len()]);
+        assert!(is_whole || is_attempted, "a cut line has a last attempt");
     }
 }
 
@@ -241,20 +222,17 @@ impl Case {
 /// other: fail, or take a number of bytes. For long lines these are the numbers around their ends.
 fn check(lengths: &[usize], gives_up: &[usize], most_writes: usize) {
     let lines = lengths.iter().chain([&2]).enumerate();
-    let lines: Vec<_> = lines
-        .map(|(number, length)| line(number, *length))
-        .collect();
-    let mut gives_up = gives_up.to_vec();
-    gives_up.resize(lines.len(), NEVER);
+    let lines = lines.map(|(number, length)| line(number, *length));
+    let mut case = Case {
+        lines: lines.collect(),
+        gives_up: gives_up.to_vec(),
+        writes: Vec::new(),
+    };
+    case.gives_up.resize(case.lines.len(), NEVER);
     let runtime = runtime();
     let mut begun = vec![Vec::new()];
     while let Some(writes) = begun.pop() {
-        let (lines, gives_up) = (lines.clone(), gives_up.clone());
-        let case = Case {
-            lines,
-            gives_up,
-            writes,
-        };
+        case.writes = writes;
         let course = runtime.block_on(case.run());
         let judged = catch_unwind(|| case.judge(&course));
         assert!(judged.is_ok(), "{case:?}: {course:?}");

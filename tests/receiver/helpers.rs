@@ -162,14 +162,11 @@ impl Receiver {
         }
     }
 
-    /// Resident memory, in KiB: what it is now and what it was at most.
-    pub fn memory(&self) -> (u64, u64) {
+    /// The most memory that it has had, in KiB.
+    pub fn memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        let field = |name| {
-            let line = status.lines().find(|line| line.starts_with(name)).unwrap();
-            line.split_whitespace().nth(1).unwrap().parse().unwrap()
-        };
-        (field("VmRSS:"), field("VmHWM:"))
+        let (_, most) = status.split_once("VmHWM:").unwrap();
+        most.split_whitespace().next().unwrap().parse().unwrap()
     }
 }
 
@@ -242,11 +239,10 @@ impl Write for Output {
 }
 
 impl Stopped {
-    /// It ended with exit code 0, within `limit`, and without a panic.
+    /// It ended with exit code 0, within `limit`.
     pub fn assert_clean(&self, limit: Duration) {
         assert_eq!(self.status.code(), Some(0), "{}", self.stderr);
         assert!(self.took < limit, "took {:?}", self.took);
-        assert!(!self.stderr.contains("panic"), "{}", self.stderr);
     }
 
     /// The last line on stderr has these counts.
@@ -263,12 +259,11 @@ impl Stopped {
 
 /// Lines without their ends, all of which must be there.
 pub fn lines(bytes: &[u8]) -> Vec<&[u8]> {
-    if bytes.is_empty() {
-        return Vec::new();
-    }
-    let lines = bytes.strip_suffix(b"\n");
-    let lines = lines.unwrap_or_else(|| panic!("no end: {}", String::from_utf8_lossy(bytes)));
-    lines.split(|&byte| byte == b'\n').collect()
+    let lines = bytes.split_inclusive(|byte| *byte == b'\n');
+    let without_end = lines.map(|line| line.strip_suffix(b"\n"));
+    without_end
+        .map(|line| line.expect("a line's end"))
+        .collect()
 }
 
 /// Says why a test is skipped, past libtest, which keeps what a test that passes prints. In CI a

@@ -58,11 +58,10 @@ struct Connections {
 impl Connections {
     /// As many as may be open, accepted one each millisecond.
     fn full() -> Self {
-        let (registry, slots, now) = (Registry::default(), Vec::new(), Instant::now());
         let mut connections = Self {
-            registry,
-            slots,
-            now,
+            registry: Registry::default(),
+            slots: Vec::new(),
+            now: Instant::now(),
         };
         for number in 0..960 {
             connections.now += Duration::from_millis(u64::from(number > 0));

@@ -202,7 +202,6 @@ fn ctrl_c_ends_it_with_what_has_come() {
     let summary: Value = serde_json::from_slice(&ended.stdout).unwrap();
     let [success, queued] = ["success", "queued"].map(|name| summary[name].as_u64().unwrap());
     assert_eq!(success + queued, 1_000_000, "{summary}");
-    assert!(success > 0, "{summary}");
 }
 
 #[test]

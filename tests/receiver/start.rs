@@ -184,9 +184,7 @@ fn help_and_version_are_printed_and_another_argument_is_an_error() {
 #[test]
 fn a_secret_is_used_as_it_is() {
     let secret = " \"é\n'";
-    let receiver = Receiver::start_with(|command| {
-        command.env("DT_SIGNATURE_SECRET", secret);
-    });
+    let receiver = Receiver::start_with(|command| _ = command.env("DT_SIGNATURE_SECRET", secret));
     receiver.ask(&event_of(secret)).assert_ok();
     receiver.ask(&event_of(secret.trim())).assert_refused(400);
 }

@@ -170,17 +170,13 @@ impl Check {
 
     /// For people: every case or how many there are of each kind, then what is wrong and why, then
     /// the verdict.
-    pub(crate) fn words(&self, verbose: bool, colors: bool) -> String {
+    pub(crate) fn words(&self, verbose: bool) -> String {
         let problem = self.problem.iter().cloned();
         if !self.answered {
             let end = format!("FAIL: nothing answered at {}\n", self.url);
             return problem.chain([end]).collect::<Vec<_>>().join("\n");
         }
-        let mut lines = if verbose {
-            self.table(colors)
-        } else {
-            self.kinds(colors)
-        };
+        let mut lines = if verbose { self.table() } else { self.kinds() };
         let mut said = None;
         for case in self.with(Verdict::Wrong) {
             // That nothing genuine is accepted has one reason, which is said below.
@@ -193,7 +189,7 @@ impl Check {
             }
             said = case.why;
             let (name, expected, got) = (&case.name, case.expected.words(), &case.got);
-            let wrong = case.verdict.words(colors);
+            let wrong = case.verdict.words();
             lines.push(format!("  {wrong}  {name}: expected {expected}, got {got}"));
         }
         lines.extend(problem.flat_map(|problem| [String::new(), problem]));
@@ -213,20 +209,20 @@ impl Check {
     }
 
     /// A line for each case.
-    fn table(&self, colors: bool) -> Vec<String> {
+    fn table(&self) -> Vec<String> {
         let widths = self.tried.iter().map(|case| case.got.len());
         let width = widths.max().unwrap_or(3);
         let head = format!("{:30} {:10} {:width$} verdict", "case", "expected", "got");
         let cases = self.tried.iter().map(|case| {
             let (name, expected, got) = (&case.name, case.expected.words(), &case.got);
-            let verdict = case.verdict.words(colors);
+            let verdict = case.verdict.words();
             format!("{name:30} {expected:10} {got:width$} {verdict}")
         });
         iter::once(head).chain(cases).collect()
     }
 
     /// A line for each kind of cases.
-    fn kinds(&self, colors: bool) -> Vec<String> {
+    fn kinds(&self) -> Vec<String> {
         let kinds = [
             ("genuine events", Expected::Accepted),
             ("forged events", Expected::Rejected),
@@ -236,7 +232,7 @@ impl Check {
             let counts = VERDICTS.map(|verdict| {
                 let kin = self.with(verdict).filter(|case| case.expected == expected);
                 let count = kin.count();
-                Some(format!("{count:4} {}", verdict.words(colors))).filter(|_| count > 0)
+                Some(format!("{count:4} {}", verdict.words())).filter(|_| count > 0)
             });
             let counts: String = counts.into_iter().flatten().collect();
             format!("{kind:14}  expected {:10}{counts}", expected.words())
@@ -282,13 +278,11 @@ impl Case {
 }
 
 impl Verdict {
-    fn words(self, colors: bool) -> &'static str {
-        match (self, colors) {
-            (Self::Right, false) => "right",
-            (Self::Right, true) => "\x1b[2mright\x1b[0m",
-            (Self::Wrong, false) => "WRONG",
-            (Self::Wrong, true) => "\x1b[31mWRONG\x1b[0m",
-            (Self::Optional, _) => "optional",
+    fn words(self) -> &'static str {
+        match self {
+            Self::Right => "right",
+            Self::Wrong => "WRONG",
+            Self::Optional => "optional",
         }
     }
 }

@@ -17,7 +17,7 @@ mod signer;
 mod summary;
 
 use std::env;
-use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::io::{self, ErrorKind, Write};
 use std::net::IpAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -65,9 +65,7 @@ async fn run(args: Args) -> ExitCode {
         // Said before the first of them.
         say(&check.warning());
         check.run().await;
-        let wants_colors = env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        let colors = wants_colors && io::stdout().is_terminal();
-        return end(write(&check.words(args.verbose, colors)), check.exit_code());
+        return end(write(&check.words(args.verbose)), check.exit_code());
     }
     let json = args.json;
     let summary = deliver(args).await;
