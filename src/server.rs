@@ -9,7 +9,7 @@ use std::time::Duration;
 use axum::Router;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
-use tokio::time::{Instant, interval, sleep, timeout};
+use tokio::time::{Instant, interval, timeout};
 use tracing::{error, info, warn};
 
 use crate::event_log::{EPIPE, WriterTask};
@@ -21,10 +21,6 @@ use crate::report::{Report, WINDOW};
 /// How long requests in flight may take once the receiver stops: less than the 30 s after which
 /// Heroku kills a dyno (Heroku's page "Dyno Shutdown Behavior").
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(18);
-
-/// How long evicted connections have to read what has arrived, before axum closes unread what is
-/// idle.
-const LAST_READ_TIME: Duration = Duration::from_millis(10);
 
 /// How long requests in flight may take once stdout has no reader, and each is answered 503; and how
 /// long a write that is under way may take once every request is answered.
@@ -56,8 +52,8 @@ pub async fn serve(
         // It never ends before `stop`.
         _ = &mut server => {}
     }
+    // First, so that what has arrived is read: axum closes unread what is idle.
     registry.stop(Instant::now());
-    sleep(LAST_READ_TIME).await;
     let _ = stop.send(());
     let limit = if is_stdout_closed {
         LAST_TIMEOUT
