@@ -9,7 +9,7 @@
 //!   (`a_new_connection_evicts_the_oldest`, `what_waits_for_a_head_is_closed_at_once`);
 //! - what it cannot parse it answers with a 4xx (`what_is_not_http_is_named`);
 //! - after an answer with `Connection: close` it shuts the connection down, though the request may
-//!   not have been read whole (`every_refusal_ends_its_connection`).
+//!   not have been read whole (`every_refusal_ends_its_connection`), unless it asks for an upgrade.
 
 use std::io::{self, ErrorKind};
 use std::mem;
@@ -28,8 +28,7 @@ use crate::registry::{Phase, Registry, Slot};
 use crate::report::Report;
 use crate::router::MAX_BODY_BYTES;
 
-/// The size in bytes that the head of a request must stay below, with what is read of its body at
-/// the same time. hyper's own limit is 400 KiB.
+/// The most bytes that the head of a request may have. hyper's own limit is 400 KiB.
 pub const MAX_HEAD_BYTES: usize = 16 * 1024;
 
 /// How many bytes of a body are read at most, with its chunk sizes, which may have any length.
@@ -101,6 +100,11 @@ impl AsyncRead for Connection {
         let phase = this.slot.phase();
         let limit = match phase {
             Phase::Head(MAX_HEAD_BYTES) => {
+                // The head may be whole: hyper looks first.
+                if mem::take(&mut this.is_unseen) {
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 this.reject(Refusal::HeadTooLarge, buffer);
                 return Poll::Ready(Ok(()));
             }
@@ -191,7 +195,7 @@ fn other_protocol(bytes: &[u8]) -> Option<Refusal> {
     let is = |opening: &[u8]| bytes.starts_with(opening);
     if is(&[0x16, 3]) {
         Some(Refusal::TlsHandshake)
-    } else if is(b"PRI * HTTP/2.0\r\n") {
+    } else if is(b"PRI ") {
         Some(Refusal::Http2Preface)
     } else if is(b"PROXY ") || is(b"\r\n\r\n\0\r\nQUIT\n") {
         Some(Refusal::ProxyProtocol)

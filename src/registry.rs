@@ -31,7 +31,7 @@ pub const MAX_PROTECTED: usize = MAX_CONNECTIONS / 4;
 /// follows its connection at once, however fast others connect.
 pub const EVICTION_DELAY: Duration = Duration::from_millis(100);
 
-/// The longest time from the accept of a connection to its first answer.
+/// How long after its accept a connection is evicted that has had no answer, unless it is working.
 pub const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The longest time from one accepted event to the next. More than the hour for which known proxies keep
@@ -137,12 +137,19 @@ impl Registry {
     /// one that waits for a head or to close.
     pub fn evict_late(&self, now: Instant) {
         let mut connections = self.lock();
-        let is_stopping = connections.is_stopping;
-        connections.evict_all(|state| match state.phase {
-            Phase::Working => false,
-            Phase::Head(_) | Phase::Closing if is_stopping => true,
-            _ => state.deadline <= now,
-        });
+        let is_late = |slot: &Slot| {
+            let state = slot.lock();
+            match state.phase {
+                Phase::Working => false,
+                Phase::Head(_) | Phase::Closing if connections.is_stopping => true,
+                _ => state.deadline <= now,
+            }
+        };
+        let late = connections.order.iter().filter(|(_, slot)| is_late(slot));
+        let late: Vec<Rank> = late.map(|(rank, _)| *rank).collect();
+        for rank in late {
+            connections.evict(rank);
+        }
     }
 
     /// The receiver stops.
@@ -190,15 +197,6 @@ impl Connections {
             self.evict(rank);
         }
         can_evict
-    }
-
-    fn evict_all(&mut self, must_evict: impl Fn(&State) -> bool) {
-        let states = self.order.values().map(Slot::lock);
-        let evicted = states.filter(|state| must_evict(state));
-        let ranks: Vec<_> = evicted.map(|state| state.rank).collect();
-        for rank in ranks {
-            self.evict(rank);
-        }
     }
 
     /// Takes a connection out of the order, and wakes its task, which closes it; a working one
@@ -255,17 +253,11 @@ impl Slot {
     pub fn must_close(&self, waker: &Waker) -> bool {
         let mut state = self.lock();
         state.waker.clone_from(waker);
-        state.is_evicted && state.is_idle()
+        state.is_evicted && state.phase != Phase::Working
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
-    }
-}
-
-impl State {
-    fn is_idle(&self) -> bool {
-        self.phase != Phase::Working
     }
 }
 

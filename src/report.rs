@@ -156,10 +156,10 @@ impl Throttle {
         let mut reasons: Vec<_> = mem::take(&mut self.reasons).into_iter().collect();
         reasons.retain(|(_, count)| *count > 1);
         reasons.sort_by_key(|(_, count)| Reverse(*count));
-        let others = reasons.iter();
-        let others: Vec<_> = others
-            .map(|(reason, count)| format!("{} {reason}", count - 1))
-            .collect();
+        let others = reasons
+            .iter()
+            .map(|(reason, count)| format!("{} {reason}", count - 1));
+        let others: Vec<_> = others.collect();
         (!others.is_empty()).then(|| others.join(", "))
     }
 }

@@ -55,7 +55,7 @@ impl Stdout {
                  connect stdout to a file or a pipe"
             );
         }
-        let ends_in_line = ends_in_line(&file).unwrap_or(false);
+        let ends_in_line = ends_in_line(&file);
         let mut stdout = match open_pipe() {
             Ok(pipe) => Self::pipe(pipe),
             Err(_) => Self::thread(file)?,
@@ -161,16 +161,20 @@ fn open_pipe() -> io::Result<pipe::Sender> {
     }
 }
 
-/// Returns true if stdout is a file whose last line another process has started and not finished.
-fn ends_in_line(stdout: &File) -> io::Result<bool> {
-    let mut last = [b'\n'];
-    if stdout.metadata()?.is_file() {
-        // What is open for writing alone can't be read.
+/// Returns true if stdout is a file whose last line may be one that another process has started and
+/// not finished. What cannot be read, as a file of another user, may be.
+fn ends_in_line(stdout: &File) -> bool {
+    let last_byte = || {
+        let mut last = [0];
+        // stdout itself is usually open for writing alone.
         let mut file = File::open("/dev/stdout")?;
         file.seek(SeekFrom::End(-1))?;
         file.read_exact(&mut last)?;
-    }
-    Ok(last != [b'\n'])
+        io::Result::Ok(last[0])
+    };
+    let file = stdout.metadata();
+    let has_content = file.is_ok_and(|file| file.is_file() && file.len() > 0);
+    has_content && !last_byte().is_ok_and(|last| last == b'\n')
 }
 
 /// Returns true if stdout takes every byte and keeps none.

@@ -22,7 +22,7 @@ fn the_samples_fit_together() {
         (file(UNIT), "=/usr/local/bin/data-connector-receiver\n"),
         (install, " /etc/data-connector-receiver.env\n"),
         (file(UNIT), "=/etc/data-connector-receiver.env\n"),
-        (install, "mkdir -p /var/log/data-connector\n"),
+        (install, " -m 700 /var/log/data-connector\n"),
         (file(UNIT), "=append:/var/log/data-connector/events.jsonl\n"),
         (file(LOGROTATE), "/var/log/data-connector/events.jsonl {\n"),
         (file(LOGROTATE), " try-restart data-connector-receiver\n"),

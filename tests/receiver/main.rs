@@ -11,7 +11,7 @@
 //! | TLS, HTTP/2, the PROXY protocol and what is malformed are named | `answers` |
 //! | text from a request is shown escaped; the secret and the token never | `answers` |
 //! | HTTP/1.1 in every shape; what is malformed writes nothing | `protocol` |
-//! | 64 KiB of body in 1,024 pieces behind a head under 16 KiB, exactly | `protocol` |
+//! | 64 KiB of body in 1,024 pieces behind a head of 16 KiB, exactly | `protocol` |
 //! | the line of each body: JSON byte for byte, or one JSON string | `lines` |
 //! | every variable, argument and address that it cannot start with: one line, exit code | `start` |
 //! | `BIND_ADDRESS`, `PORT`, `RUST_LOG`, `--help`, the Procfile | `start` |

@@ -1,14 +1,15 @@
 //! Whatever stdout is and does, 200 means that the event's line is on it.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getuid, prlimit};
 
 use crate::helpers::{
     Client, EVENT, GET, Output, Receiver, close_reader, event, full_pipe, lines, numbered,
@@ -107,13 +108,32 @@ fn a_line_cut_by_a_full_file_is_finished_before_the_next() {
 #[test]
 fn a_line_that_another_process_left_unfinished_in_a_file_is_ended_first() {
     let file = tempfile::NamedTempFile::new().unwrap();
-    for (before, ended) in [("", ""), ("1\n", "1\n"), ("1\n{\"be", "1\n{\"be\n")] {
+    // Root may read every file, unless that is taken from it.
+    let drop_it = "-n 1024; exec setpriv --bounding-set=-dac_override,-dac_read_search \"$0\"";
+    let limit = if getuid().is_root() {
+        drop_it
+    } else {
+        "-n 1024"
+    };
+    let set_mode = |mode| file.as_file().set_permissions(Permissions::from_mode(mode));
+    for (mode, before, ended) in [
+        (0o600, "", ""),
+        (0o600, "1\n", "1\n"),
+        (0o600, "1\n{\"be", "1\n{\"be\n"),
+        // One that may not be read may end in a line.
+        (0o200, "", ""),
+        (0o200, "1\n", "1\n\n"),
+    ] {
         fs::write(&file, before).unwrap();
         let stdout = OpenOptions::new().append(true).open(&file).unwrap();
-        let receiver = receiver_to(stdout);
+        set_mode(mode).unwrap();
+        let mut command = receiver_with(limit);
+        command.stdout(stdout);
+        let receiver = Receiver::run(command);
         receiver.post(b"2").assert_ok();
         receiver.post(b"3").assert_ok();
         drop(receiver.stop());
+        set_mode(0o600).unwrap();
         let written = fs::read_to_string(&file).unwrap();
         assert_eq!(written, format!("{ended}2\n3\n"), "after {before:?}");
     }
