@@ -23,7 +23,7 @@ use crate::report::{Report, WINDOW};
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(18);
 
 /// How long requests in flight may take once stdout has no reader, and each is answered 503; and how
-/// long a write that is under way may take once every request is answered.
+/// long a write that is under way may take at the end.
 const LAST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Serves `router` until a signal; returns once nothing is in flight, or after [`DRAIN_TIMEOUT`].
@@ -65,9 +65,9 @@ pub async fn serve(
         () = signals.second_interrupt() => false,
     };
     if !is_drained {
-        is_stdout_closed |= writer.is_finished();
         warn!("requests are still in flight; they are cut off");
-    } else if !is_stdout_closed && let Ok(ended) = timeout(LAST_TIMEOUT, writer).await {
+    }
+    if !is_stdout_closed && let Ok(ended) = timeout(LAST_TIMEOUT, writer).await {
         is_stdout_closed = !matches!(ended, Ok(Ok(())));
     }
     report.sum_up();

@@ -143,25 +143,6 @@ fn a_second_sigint_ends_it_at_once() {
     assert!(client.try_answer().is_none());
 }
 
-#[test]
-fn a_reader_that_goes_during_the_end_makes_it_a_failure() {
-    let (reader, writer) = io::pipe().unwrap();
-    let stdout = writer.try_clone().unwrap();
-    let receiver = Receiver::start_with(|command| _ = command.stdout(stdout));
-    let (begin, rest) = halves();
-    let mut client = receiver.client();
-    has_read(&receiver, &mut client, &begin);
-    receiver.signal(Signal::TERM);
-    receiver.stderr.wait_for(" INFO stopping");
-    close_reader(reader, &writer);
-    client.send(&rest);
-    client.assert_refused(503);
-    let stopped = receiver.wait();
-    assert_eq!(stopped.status.code(), Some(1));
-    let end = " INFO stopped logged=0 refused=1 failed=1\nERROR stdout is closed: ";
-    assert!(stopped.stderr.contains(end), "{}", stopped.stderr);
-}
-
 /// Side by side, as each waits for nothing but time.
 #[test]
 fn what_takes_ten_seconds_or_more() {

@@ -2,9 +2,7 @@
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -65,23 +63,6 @@ pub fn a_stalled_stdout_is_503_after_5_s_and_recovers_by_itself() {
     // The first line was begun, and nobody waited for the others any longer.
     let output = output.to_end();
     assert!(lines(output.trim_ascii_start()) == [&numbered(0, 5000), EVENT]);
-}
-
-#[test]
-fn a_stdout_that_another_process_has_made_non_blocking_is_waited_for() {
-    // A pipe is not affected, as the receiver opens it anew.
-    let (reader, writer) = UnixStream::pair().unwrap();
-    writer.set_nonblocking(true).unwrap();
-    let receiver = receiver_to(OwnedFd::from(writer));
-    // More than the operating system holds.
-    let mut waiting = waiting(&receiver, 60_000);
-    let output = Output::of(reader);
-    for client in &mut waiting {
-        client.answer().assert_ok();
-    }
-    drop(receiver.stop());
-    let bodies: Vec<_> = (0..20).map(|number| numbered(number, 60_000)).collect();
-    assert!(lines(&output.to_end()) == bodies);
 }
 
 #[test]
