@@ -23,10 +23,10 @@
 //! 5. [`event_log::EventLog::append`] returns once the last byte of the event's line is written to
 //!    [`stdout`], and 200 is sent. The connection is kept.
 //!
-//! Any other answer is a [`refusal::Refusal`], which says what the sender and the operator get. It
-//! ends the connection: nothing of a refused body is ever looked at. [`report`] counts refusals and
-//! tells the operator of them; [`diagnostics`] writes that to stderr. [`config`] reads the
-//! environment, and [`server`] serves until a signal.
+//! For any other answer there is a [`refusal::Refusal`], which says what the sender and the operator
+//! get. It ends the connection: nothing of a refused body is ever looked at. [`report`] counts
+//! refusals and tells the operator of them; [`diagnostics`] writes that to stderr. [`config`] reads
+//! the environment, and [`server`] serves until a signal.
 //!
 //! # The life of one connection
 //!

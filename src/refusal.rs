@@ -56,7 +56,7 @@ impl Refusal {
         }
     }
 
-    /// All that the sender learns; hyper answers what is not HTTP/1.1 with a 400 of its own.
+    /// All that the sender learns; hyper answers what is not HTTP/1.1 with a 4xx of its own.
     fn answer(self) -> (StatusCode, &'static str) {
         match self {
             Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "Body too large."),

@@ -3,7 +3,7 @@
 //! A connection is *idle* while it waits for its client, and *working* while the receiver has its
 //! whole request. They are evicted in the order of their accept, but *protected* ones last. An
 //! evicted connection closes: a working one after its answer, an idle one at once, or after the
-//! answer to what has arrived. Whatever a client does, it does not stay for longer.
+//! answer to what has arrived.
 //!
 //! Nothing here reads a clock: what needs the time is given it.
 
