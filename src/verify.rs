@@ -10,13 +10,14 @@
 //! DT's Python sample verifies with `PyJWT` 2.7. These tokens, none of which a Data Connector is known
 //! to send, are judged differently:
 //! - accepted here alone: an `iat` that is in the future or no number, an `exp` with a fraction of a
-//!   second until that has passed, a `checksum` in upper case, `"b64": false` without `crit`;
+//!   second until that has passed, a `checksum` in upper case, `"b64": false` without `crit`, the
+//!   `alg` `{"HS256": null}`;
 //! - accepted by `PyJWT` alone: a `crit` that is not null; an `aud` that is null, false, 0 or empty; an
-//!   `exp` or `nbf` as text; an `nbf` with a fraction of a second until that has passed; header fields
-//!   of another type than RFC 7515 defines; a header field, `exp`, `nbf`, `aud` or `checksum` twice;
-//!   Base64 with padding, surplus bits or other characters; `NaN`, numbers over 1.8e308, JSON that is
-//!   nested over 127 levels deep, is not UTF-8 or has a byte order mark or a lone surrogate; a token
-//!   over 8 KiB.
+//!   `exp` as text; an `nbf` as text, true or false; an `nbf` with a fraction of a second until that
+//!   has passed; a header field of another type than its RFC defines; a header field of an RFC,
+//!   `exp`, `nbf`, `aud` or `checksum` twice; Base64 with padding, surplus bits or other characters;
+//!   `NaN`, `Infinity`, numbers over 1.8e308, JSON that is nested over 127 levels deep, is not UTF-8
+//!   or has a byte order mark or a lone surrogate; a token over 8 KiB.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
