@@ -24,16 +24,13 @@
 //! | deadlines, evictions, memory and descriptors over sockets | `connections` |
 //! | a new client gets in, and a kept one stays, whoever attacks | `attacks`, by `load` |
 //! | no 200 without its line, whatever stdout does: all outcomes of all writes | `event_log` |
-//! | pipes, files and devices as stdout; readers that go or stall; SIGKILL | `stdout` |
+//! | pipes, files and devices as stdout; readers that go or stall; unfinished lines; SIGKILL | `stdout` |
 //! | the simulated Data Connector and its check of any receiver | `simulator`, `check` |
 //! | the README's commands | `readme`, `hosts` |
 
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
-#![allow(
-    clippy::too_many_lines,
-    reason = "a table of cases is as long as its cases"
-)]
+#![allow(clippy::too_many_lines, reason = "a table is as long as its cases")]
 #![allow(unreachable_pub, reason = "one binary, whose modules are its own")]
 
 mod answers;
