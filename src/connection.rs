@@ -8,9 +8,9 @@
 //! - whenever the task is woken it polls the read, the write or the shutdown that it waits for
 //!   (`a_new_connection_evicts_the_oldest`, `what_waits_for_a_head_is_closed_at_once`);
 //! - what it cannot parse it answers with a 4xx (`what_is_not_http_is_named`);
-//! - it flushes an answer once that is written whole; after one with `Connection: close` it shuts the
-//!   connection down, though the request may not have been read whole
-//!   (`every_refusal_ends_its_connection`, `a_client_that_is_still_sending_reads_its_refusal`).
+//! - after an answer with `Connection: close` it shuts the connection down, though the request may
+//!   not have been read whole (`every_refusal_ends_its_connection`), unless that asks for an upgrade:
+//!   such a connection it closes at once, and who is still sending may not read the answer.
 
 use std::io::{self, ErrorKind};
 use std::mem;
@@ -156,12 +156,7 @@ impl AsyncWrite for Connection {
         written
     }
 
-    /// Behind a refusal does what a shutdown does, since hyper does not shut down a connection on
-    /// which an upgrade was asked for.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.slot.phase() == Phase::Closing {
-            return self.poll_shutdown(cx);
-        }
         Pin::new(self.stream.get_mut()).poll_flush(cx)
     }
 

@@ -31,7 +31,7 @@ pub const MAX_PROTECTED: usize = MAX_CONNECTIONS / 4;
 /// follows its connection at once, however fast others connect.
 pub const EVICTION_DELAY: Duration = Duration::from_millis(100);
 
-/// How long after its accept a connection is evicted that has had no answer, unless it is working.
+/// A connection that has had no answer is evicted this long after its accept, unless it is working.
 pub const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The longest time from one accepted event to the next. More than the hour for which known proxies keep

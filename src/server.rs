@@ -22,8 +22,8 @@ use crate::report::{Report, WINDOW};
 /// Heroku kills a dyno (Heroku's page "Dyno Shutdown Behavior").
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(18);
 
-/// How long requests in flight may take once stdout has no reader, and each is answered 503; and how
-/// long a write that is under way may take at the end.
+/// How long requests in flight may take if the receiver ends since stdout has no reader; and how long
+/// a write that is under way may take once every request is answered.
 const LAST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Serves `router` until a signal; returns once nothing is in flight, or after [`DRAIN_TIMEOUT`].
@@ -52,7 +52,7 @@ pub async fn serve(
         // It never ends before `stop`.
         _ = &mut server => {}
     }
-    // First, so that what has arrived is read: axum closes unread what is idle.
+    // axum closes what is idle, but waits for what has sent half a head.
     registry.stop(Instant::now());
     let _ = stop.send(());
     let limit = if is_stdout_closed {
@@ -64,10 +64,13 @@ pub async fn serve(
         drained = timeout(limit, server) => drained.is_ok(),
         () = signals.second_interrupt() => false,
     };
-    if !is_drained {
+    let limit = if is_drained {
+        LAST_TIMEOUT
+    } else {
         warn!("requests are still in flight; they are cut off");
-    }
-    if !is_stdout_closed && let Ok(ended) = timeout(LAST_TIMEOUT, writer).await {
+        Duration::ZERO
+    };
+    if !is_stdout_closed && let Ok(ended) = timeout(limit, writer).await {
         is_stdout_closed = !matches!(ended, Ok(Ok(())));
     }
     report.sum_up();

@@ -161,8 +161,8 @@ fn open_pipe() -> io::Result<pipe::Sender> {
     }
 }
 
-/// Returns true if stdout is a file whose last line may be one that another process has started and
-/// not finished. What cannot be read, as a file of another user, may be.
+/// Returns true if stdout is a file whose last line another process has started and not finished. A
+/// file that cannot be read, as another user's, is taken to be one.
 fn ends_in_line(stdout: &File) -> bool {
     let last_byte = || {
         let mut last = [0];
@@ -172,8 +172,8 @@ fn ends_in_line(stdout: &File) -> bool {
         file.read_exact(&mut last)?;
         io::Result::Ok(last[0])
     };
-    let file = stdout.metadata();
-    let has_content = file.is_ok_and(|file| file.is_file() && file.len() > 0);
+    let found = stdout.metadata();
+    let has_content = found.is_ok_and(|found| found.is_file() && found.len() > 0);
     has_content && !last_byte().is_ok_and(|last| last == b'\n')
 }
 

@@ -78,8 +78,8 @@ fn attack(row: &Row) {
     let name = row.name;
     let receiver = Receiver::run(receiver_with(&format!("-n {}", row.files)));
     let mut senders = senders(receiver.address);
-    let payload = row.payload.clone();
-    let attack = Attack::begin(receiver.address, row.shape, payload, row.connections);
+    let (shape, payload) = (row.shape, row.payload.clone());
+    let attack = Attack::begin(receiver.address, shape, payload, row.connections);
     attack.wait_for(row.connections.min(row.files));
     let sent: Vec<_> = thread::scope(|scope| {
         let mut sending = Vec::new();
@@ -105,7 +105,10 @@ fn attack(row: &Row) {
         assert!(has_line, "{name}: {}: 200, but no line", WAYS[*way].0);
     }
     let is_enough = counts.iter().all(|count| *count >= row.successes);
-    assert!(is_enough, "{name}: {counts:?} of 100 {WAYS:?}");
+    assert!(
+        is_enough,
+        "busy machine? {name}: {counts:?} of 100 {WAYS:?}"
+    );
 }
 
 /// Called by `what_takes_ten_seconds_or_more`.

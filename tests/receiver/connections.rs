@@ -159,7 +159,7 @@ fn another_error_of_accept_evicts_nobody() {
     let file = |number| pidfd_getfd(&process, number, PidfdGetfdFlags::empty()).ok();
     let mut files = (0..64).filter_map(file);
     let Some(socket) = files.find(|file| socket_acceptconn(file).unwrap_or(false)) else {
-        return skip("another process's socket takes the permission to trace it");
+        return skip("this takes the permission to trace the receiver (ptrace)");
     };
     shutdown(&socket, Shutdown::Both).unwrap();
     let line = " WARN cannot accept a connection: Invalid argument (os error 22); ";

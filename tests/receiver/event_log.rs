@@ -1,5 +1,5 @@
 //! Rule 7, with all that each write can do: every course of a few events is judged by what the rule
-//! promises, never by an order of the code's.
+//! promises, never by how the code goes about it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
@@ -244,7 +244,7 @@ fn check(lengths: &[usize], gives_up: &[usize], most_writes: usize) {
         let ends = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'\n');
         let around = ends.flat_map(|(at, _)| [at, at + 1, bytes.len().min(at + 2)]);
         let counts: BTreeSet<_> = around.chain([0, 1, bytes.len()]).collect();
-        // A write is tried again 5 ms after EAGAIN, so that a single event has to do.
+        // EAGAIN, which takes 5 ms each time, is left out but for a single event.
         let fails = [EAGAIN, ENOSPC, EPIPE, EINTR].map(Err);
         let fails = fails.into_iter().skip(usize::from(lengths.len() > 1));
         for outcome in counts.into_iter().map(Ok).chain(fails) {

@@ -139,7 +139,7 @@ impl Sender {
     }
 }
 
-/// A command that starts a receiver with a limit of a shell's `ulimit`.
+/// A command that starts a receiver from a shell, after `ulimit` with these words.
 pub fn receiver_with(limit: &str) -> Command {
     let mut command = command("sh");
     command.args(["-c", &format!("ulimit {limit}; exec \"$0\""), PROGRAM]);

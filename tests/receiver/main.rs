@@ -1,10 +1,10 @@
-//! The receiver's promises, over real sockets against the real process where they can't be tested
-//! as pure functions. Each stands here once, beside the file that holds it.
+//! The receiver's promises, tested as pure functions where that is possible, else over sockets
+//! against the process. Each stands here once, beside the file that holds it.
 //!
 //! | promise | file |
 //! |---|---|
 //! | which tokens and bodies are accepted, and the one reason for each that is not | `verification` |
-//! | what DT and three libraries signed gets its verdict; no other byte passes | `verification` |
+//! | what DT and three libraries signed gets its verdict; none that differs in a byte passes | `verification` |
 //! | the answer to each refusal, its line on stderr, nothing on stdout | `answers` |
 //! | every answer but 200 ends its connection, and can be read by who is still sending | `answers` |
 //! | 200 keeps the connection | `answers` |
@@ -17,14 +17,15 @@
 //! | `BIND_ADDRESS`, `PORT`, `RUST_LOG`, `--help`, the Procfile | `start` |
 //! | the secret is used as it is, and changed without a refusal | `start` |
 //! | one line for each reason in ten seconds, the others summed up; the counts | `told` |
-//! | colours on a terminal, the time unless the platform adds it, DEBUG lines | `told` |
+//! | colors on a terminal, the time unless the platform adds it, DEBUG lines | `told` |
 //! | stderr holds up no event and no end | `told` |
 //! | SIGTERM, SIGINT, SIGHUP, a second one; 18 s for what is in flight | `end` |
-//! | who is evicted next, and when | `registry` |
-//! | deadlines, evictions, memory and descriptors over sockets | `connections` |
-//! | a new client gets in, and a kept one stays, whoever attacks | `attacks`, by `load` |
+//! | who is evicted next, and when: 15 s, 65 minutes, 2 s, no room | `registry` |
+//! | the same over sockets: no 200 is lost by it; no files, the backlog | `connections` |
+//! | a new client gets in, a kept one stays, memory is bounded, whoever attacks | `attacks`, by `load` |
 //! | no 200 without its line, whatever stdout does: all outcomes of all writes | `event_log` |
-//! | pipes, files and devices as stdout; readers that go or stall; unfinished lines; SIGKILL | `stdout` |
+//! | a reader that goes or stalls; an unfinished or unreadable file; SIGKILL | `stdout` |
+//! | lines up to 4,096 bytes are not cut in a pipe that is shared | `stdout`, `event_log` |
 //! | the simulated Data Connector and its check of any receiver | `simulator`, `check` |
 //! | the README's commands | `readme`, `hosts` |
 

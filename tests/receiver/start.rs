@@ -79,9 +79,8 @@ fn an_address_it_cannot_listen_on_is_named_whatever_rust_log_is() {
     let listener = listener.or_else(|_| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)));
     let taken = listener.as_ref().unwrap().local_addr().unwrap();
     let (port, ip) = (taken.port().to_string(), taken.ip().to_string());
-    let in_use = format!(
-        "PORT {port} cannot be listened on: Address already in use (os error 98); set it to a free one from 1024 on"
-    );
+    let in_use = "Address already in use (os error 98); set it to a free one from 1024 on";
+    let in_use = format!("PORT {port} cannot be listened on: {in_use}");
     // Of a network for documentation (RFC 5737), so of no host.
     let nowhere = "BIND_ADDRESS 192.0.2.1 cannot be listened on: Cannot assign requested address (os error 99); set it to an address of this host, or unset it for all";
     let cases = [

@@ -121,7 +121,7 @@ fn at_the_level_debug_each_event_has_a_line() {
 }
 
 #[test]
-fn lines_have_colours_on_a_terminal_and_the_time_unless_the_platform_adds_it() {
+fn lines_have_colors_on_a_terminal_and_the_time_unless_the_platform_adds_it() {
     let time = "0000-00-00T00:00:00.000000Z";
     // Every other test has JOURNAL_STREAM set, as under systemd.
     #[rustfmt::skip]
