@@ -105,10 +105,7 @@ fn attack(row: &Row) {
         assert!(has_line, "{name}: {}: 200, but no line", WAYS[*way].0);
     }
     let is_enough = counts.iter().all(|count| *count >= row.successes);
-    assert!(
-        is_enough,
-        "busy machine? {name}: {counts:?} of 100 {WAYS:?}"
-    );
+    assert!(is_enough, "{name}: {counts:?} of 100 {WAYS:?}; busy?");
 }
 
 /// Called by `what_takes_ten_seconds_or_more`.

@@ -70,6 +70,7 @@ fn a_new_connection_evicts_the_oldest() {
         assert_closed(oldest, status);
     }
     wait_until("960 are open", || descriptors(&receiver) == files);
+    receiver.stderr.wait_for(" WARN too many connections; ");
     open[0].ask(&request).assert_ok();
 }
 
