@@ -140,9 +140,9 @@ impl Sender {
 }
 
 /// A command that starts a receiver from a shell, after `ulimit` with these words.
-pub fn receiver_with(limit: &str) -> Command {
+pub fn receiver_with(words: &str) -> Command {
     let mut command = command("sh");
-    command.args(["-c", &format!("ulimit {limit}; exec \"$0\""), PROGRAM]);
+    command.args(["-c", &format!("ulimit {words}; exec \"$0\""), PROGRAM]);
     command.env("PORT", "0");
     command
 }

@@ -95,7 +95,7 @@ fn a_line_that_another_process_left_unfinished_in_a_file_is_ended_first() {
     let file = tempfile::NamedTempFile::new().unwrap();
     // Root may read every file, unless that is taken from it.
     let drop_it = "-n 1024; exec setpriv --bounding-set=-dac_override,-dac_read_search \"$0\"";
-    let limit = if getuid().is_root() {
+    let words = if getuid().is_root() {
         drop_it
     } else {
         "-n 1024"
@@ -112,7 +112,7 @@ fn a_line_that_another_process_left_unfinished_in_a_file_is_ended_first() {
         fs::write(&file, before).unwrap();
         let stdout = OpenOptions::new().append(true).open(&file).unwrap();
         set_mode(mode).unwrap();
-        let mut command = receiver_with(limit);
+        let mut command = receiver_with(words);
         command.stdout(stdout);
         let receiver = Receiver::run(command);
         receiver.post(b"2").assert_ok();
